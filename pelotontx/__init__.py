@@ -1,0 +1,3 @@
+"""The real-time application server for Python on Twisted."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What answers: callees and the processes that run them."""

@@ -1,0 +1,1 @@
+"""Calls and events behind one interface: in memory or on Redis."""

@@ -1,0 +1,134 @@
+"""The exception tree; anyone may import it.
+
+PelotonError
+├── ConfigError(path, reason)         a configuration that cannot be used
+├── ProtocolError
+│   ├── LocalProtocolError            our own caller broke the protocol
+│   └── RemoteProtocolError(code)     the peer broke it; code is the WebSocket close code
+├── BrokerError
+│   ├── BrokerUnavailable             nobody answers; nothing was stored, as far as we know
+│   └── QueueFull(name)               the broker's list for a URI is at its cap
+├── RequestRefused(code, message)     a NACK, as the client sees it
+├── CallError
+│   ├── CallExpired(uri)              its time is over and no result came
+│   └── CallFailed(payload)           the callee answered with an error
+└── SlowConsumer(limit_bytes)         a peer does not read what it is sent
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PelotonError(Exception):
+    """The root: everything that this package raises on purpose."""
+
+
+class ConfigError(PelotonError):
+    """A configuration that cannot be used.
+
+    Attributes:
+        path: where it stands: a file name and a dotted key (``peloton.toml: broker.url``).
+        reason: what is wrong and what is allowed, one line.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class ProtocolError(PelotonError):
+    """Somebody broke a protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own caller asked for something that the protocol does not allow."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol.
+
+    Attributes:
+        close_code: the WebSocket close code that fits (RFC 6455, 7.4.1).
+        reason: one line for the close frame.
+    """
+
+    def __init__(self, close_code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.close_code = close_code
+        self.reason = reason
+
+
+class BrokerError(PelotonError):
+    """The broker did not do what it was asked."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker cannot be reached, or did not answer in time."""
+
+
+class QueueFull(BrokerError):
+    """A capped list took no more entries.
+
+    Attributes:
+        name: the URI (or channel) whose list is full.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__("list capacity exceeded")
+        self.name = name
+
+
+class RequestRefused(PelotonError):
+    """The server answered NACK.
+
+    Attributes:
+        code: the NACK's code (500 from the core; 403, 429 ... from limits and middleware).
+        message: the NACK's text.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code} {message}")
+        self.code = code
+        self.message = message
+
+
+class CallError(PelotonError):
+    """A call was accepted and did not end in a plain result."""
+
+
+class CallExpired(CallError):
+    """The call's time is over and no result came.
+
+    Attributes:
+        uri: what was called.
+    """
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(f"{uri}: no result in time")
+        self.uri = uri
+
+
+class CallFailed(CallError):
+    """The callee answered with ``{"error": {"message": ...}}``.
+
+    Attributes:
+        payload: the decoded ``error`` object.
+    """
+
+    def __init__(self, payload: dict[str, Any]) -> None:
+        super().__init__(str(payload.get("message", payload)))
+        self.payload = payload
+
+
+class SlowConsumer(PelotonError):
+    """A peer does not read what it is sent.
+
+    Attributes:
+        limit_bytes: the bound on its outbound queue that was passed.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"more than {limit_bytes} bytes unread")
+        self.limit_bytes = limit_bytes

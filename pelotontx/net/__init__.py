@@ -1,0 +1,1 @@
+"""Twisted transports and drivers; nothing here knows a word of the product."""
