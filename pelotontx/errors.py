@@ -12,6 +12,7 @@ PelotonError
 ├── CallError
 │   ├── CallExpired(uri)              its time is over and no result came
 │   └── CallFailed(payload)           the callee answered with an error
+├── Disconnected(reason, close_code)  no connection; what was in flight may or may not have happened
 └── SlowConsumer(limit_bytes)         a peer does not read what it is sent
 """
 
@@ -80,6 +81,10 @@ class QueueFull(BrokerError):
         self.name = name
 
 
+class HistoryUnsupported(BrokerError):
+    """This broker, or this channel, keeps no history of events."""
+
+
 class RequestRefused(PelotonError):
     """The server answered NACK.
 
@@ -120,6 +125,22 @@ class CallFailed(CallError):
     def __init__(self, payload: dict[str, Any]) -> None:
         super().__init__(str(payload.get("message", payload)))
         self.payload = payload
+
+
+class Disconnected(PelotonError):
+    """There is no connection: it was lost, or could not be made.
+
+    What was in flight when a connection was lost may or may not have happened.
+
+    Attributes:
+        reason: one line.
+        close_code: the WebSocket close code, 1006 for none; None when there was no connection.
+    """
+
+    def __init__(self, reason: str, close_code: int | None = None) -> None:
+        super().__init__(reason if close_code is None else f"{reason} ({close_code})")
+        self.reason = reason
+        self.close_code = close_code
 
 
 class SlowConsumer(PelotonError):

@@ -114,14 +114,14 @@ _event_decoder = msgspec.json.Decoder(EventPayload)
 _encode_json = msgspec.json.encode
 
 _uuid_match = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z").match
-# Anything that the full check might refuse: a long run of digits, an exponent, an escaped surrogate.
+# What the full check might refuse: a long run of digits, an exponent, an escaped surrogate.
 _needs_full_check = re.compile(rb"\d{19}|\d[eE]|\\u[dD][89a-fA-F]").search
 
 _REQUESTS: Final = frozenset((CALL, PUB, SUB, UNSB))
 
 
 class MessageIds:
-    """Makes version 4 uuids: 62 random bits a process and a counter; 8 times as fast as `uuid.uuid4`.
+    """Makes version 4 uuids: a random prefix and a counter, 8 times as fast as `uuid.uuid4`.
 
     Args:
         entropy: 16 random bytes (``os.urandom(16)``), a fresh value for every instance.
@@ -151,8 +151,8 @@ def decode_request(frame: bytes) -> Message:
         frame: the payload of one text frame.
 
     Raises:
-        RemoteProtocolError: 1007 for what is not acceptable JSON, 1008 for a wrong shape, 1002 for a
-            type that a client may not send; the reason names the field.
+        RemoteProtocolError: 1007 for what is not acceptable JSON, 1008 for a wrong shape, 1002 for
+            a type that a client may not send; the reason names the field.
     """
     message = _decode(frame)
     if message.meta.type not in _REQUESTS:

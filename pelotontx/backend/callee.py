@@ -1,0 +1,179 @@
+"""Functions that anybody may call by URI.
+
+    callee = Callee()
+
+    @callee.function("shop.price")
+    def price(args):
+        return {"cents": 1200}
+
+A function gets the call's decoded JSON args (None for none) and gives back what JSON can carry. It
+may be plain, a coroutine function, or return a Deferred. What it raises reaches the caller as
+``{"error": {"message": str(exception)}}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import iscoroutine
+from random import random
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from pelotontx.broker.interface import Callee as BrokerCallee
+from pelotontx.broker.interface import IncomingCall
+from pelotontx.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    CallFailed,
+    LocalProtocolError,
+)
+from pelotontx.flow import Tasks, later
+from pelotontx.wire import juggler
+
+Function: TypeAlias = Callable[[Any], Any]
+_F = TypeVar("_F", bound=Function)
+
+
+class Callee:
+    """A set of functions by URI."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, Function] = {}
+
+    def function(self, uri: str) -> Callable[[_F], _F]:
+        """Registers the decorated function for calls of `uri`.
+
+        Raises:
+            LocalProtocolError: when the URI is empty or taken.
+        """
+
+        def register(function: _F) -> _F:
+            if not uri or uri in self.functions:
+                raise LocalProtocolError(f"the URI {uri!r} is {'taken' if uri else 'empty'}")
+            self.functions[uri] = function
+            return function
+
+        return register
+
+
+class CalleeService(Service):
+    """Takes calls, runs functions, stores results.
+
+    Args:
+        callee: the functions.
+        source: the broker's callee side; ours alone.
+        clock: keeps time.
+        concurrency: how many calls run at once; no more are taken from the broker.
+        result_limit_bytes: a longer result becomes an error.
+        stop_timeout_s: how long a stop waits for what runs; then it is cancelled.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        callee: Callee,
+        source: BrokerCallee,
+        *,
+        clock: IReactorTime,
+        concurrency: int = 8,
+        result_limit_bytes: int = 1024 * 1024,
+        stop_timeout_s: float = 10.0,
+    ) -> None:
+        self._functions = callee.functions
+        self._source = source
+        self._clock = clock
+        self._concurrency = concurrency
+        self._result_limit_bytes = result_limit_bytes
+        self._stop_timeout_s = stop_timeout_s
+        self._loop = Tasks()
+        self._calls = Tasks()
+        self._call_ended: Deferred[None] | None = None
+        self.calls_run = 0
+        self.calls_failed = 0
+
+    def startService(self) -> None:
+        super().startService()
+        self._source.start()
+        self._loop.spawn(self._take_calls())
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        """Takes no more, finishes what runs, lets go of the broker."""
+        await self._loop.stop()
+        deadline_s = self._clock.seconds() + self._stop_timeout_s
+        while self._calls and (left_s := deadline_s - self._clock.seconds()) > 0:
+            self._call_ended = Deferred()
+            await self._call_ended.addTimeout(left_s, self._clock).addErrback(lambda _: None)
+        await self._calls.stop()
+        await self._source.stop()
+
+    async def _take_calls(self) -> None:
+        uris = tuple(self._functions)
+        attempt = 0
+        while uris:
+            if len(self._calls) >= self._concurrency:
+                self._call_ended = Deferred()
+                await self._call_ended
+                continue
+            try:
+                calls = await self._source.take_calls(uris, self._concurrency - len(self._calls))
+                attempt = 0
+            except BrokerUnavailable:
+                # Consumers try for ever; jitter keeps a fleet from coming back in step.
+                attempt = min(attempt + 1, 6)
+                await later(self._clock, random() * 0.05 * 2**attempt)
+                continue
+            for call in calls:
+                self._calls.spawn(self._run(call))
+
+    async def _run(self, call: IncomingCall) -> None:
+        try:
+            left_s = call.expires_at_s - self._clock.seconds()
+            if left_s > 0:
+                await self._source.store_result(call, await self._result(call, left_s))
+        except BrokerError as error:
+            self._log.warn("{uri}: a result is lost: {error}", uri=call.uri, error=error)
+        except TimeoutError:
+            self._log.warn("{uri}: its time was over before it was done", uri=call.uri)
+        finally:
+            ended, self._call_ended = self._call_ended, None
+            if ended is not None:
+                # In a turn of its own: until then this call still counts as running.
+                self._clock.callLater(0, ended.callback, None)
+
+    async def _result(self, call: IncomingCall, left_s: float) -> bytes:
+        """The encoded result, or the encoded error."""
+        self.calls_run += 1
+        try:
+            args = msgspec.json.decode(call.args) if call.args else None
+            result = self._functions[call.uri](args)
+            if iscoroutine(result):
+                result = Deferred.fromCoroutine(result)
+            if isinstance(result, Deferred):
+                if not result.called:
+                    result.addTimeout(left_s, self._clock)
+                result = await result
+            encoded = msgspec.json.encode(result)
+            if len(encoded) > self._result_limit_bytes:
+                raise CallFailed(
+                    {"message": f"the result has over {self._result_limit_bytes} bytes"}
+                )
+            return encoded
+        except CallFailed as failed:  # raised on purpose
+            self.calls_failed += 1
+            return msgspec.json.encode({"error": failed.payload})
+        except (CancelledError, TimeoutError):  # nobody waits for the result any more
+            raise
+        except Exception as error:  # the user's code
+            self.calls_failed += 1
+            self._log.failure("{uri} failed", uri=call.uri)
+            return juggler.encode_error(str(error) or type(error).__name__)

@@ -1,0 +1,171 @@
+"""What a broker can do, as the hub and a callee see it.
+
+Two sides share one store of waiting calls and results:
+
+- a server process is a `Caller` (it stores calls and is told of results) and a `PubSub`;
+- a callee is a `Callee` (it takes calls and stores results).
+
+Hot paths report by plain callbacks, in batches where a broker has them; the rest by Deferreds.
+Payloads are encoded JSON (bytes) that a broker carries and never reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from pelotontx.errors import BrokerError
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingCall:
+    """A call that a callee has taken.
+
+    Attributes:
+        uri: the function that is wanted.
+        conn_uuid: names the results list; copied into the result.
+        msg_uuid: names the call; copied into the result.
+        args: encoded JSON, empty for none.
+        expires_at_s: when its time is over, on the callee's own clock.
+    """
+
+    uri: str
+    conn_uuid: str
+    msg_uuid: str
+    args: bytes
+    expires_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a channel's history.
+
+    Attributes:
+        epoch: names one unbroken history; another epoch means that offsets cannot be compared.
+        offset: of the event in its epoch, from 1.
+    """
+
+    epoch: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a channel remembers.
+
+    Attributes:
+        position: of the newest event.
+        events: (position, payload) in order, oldest first.
+        recovered: whether `events` is all that followed the position that was asked for.
+    """
+
+    position: Position
+    events: Sequence[tuple[Position, bytes]]
+    recovered: bool
+
+
+class CallStored(Protocol):
+    """Told once for each stored call: None when the broker has it, else why it has not."""
+
+    def __call__(self, error: BrokerError | None, /) -> None: ...
+
+
+class Part(Protocol):
+    """A part of a broker with connections of its own."""
+
+    def start(self) -> None:
+        """Connects, and from then on reconnects for ever with backoff. Never fails."""
+        ...
+
+    def stop(self) -> Deferred[None]:
+        """Fires when nothing of it is left in the reactor; what still waits has failed."""
+        ...
+
+
+class Caller(Part, Protocol):
+    """The server's side of calls."""
+
+    conn_uuid: str
+    """Names this process's one results list."""
+
+    on_result: Callable[[str, bytes], None]
+    """Called with (msg_uuid, args) for each result; set before start."""
+
+    def store_call(
+        self, uri: str, msg_uuid: str, args: bytes, timeout_ms: int, stored: CallStored
+    ) -> None:
+        """Stores a call for whoever serves `uri`, first in first out.
+
+        `stored` is called exactly once, maybe before this returns: with None, `QueueFull` or
+        `BrokerUnavailable`. After `timeout_ms` no callee runs the call any more.
+        """
+        ...
+
+
+class Callee(Part, Protocol):
+    """The callee's side of calls; one `take_calls` at a time."""
+
+    def take_calls(self, uris: Sequence[str], limit: int) -> Deferred[list[IncomingCall]]:
+        """Waits for calls of any of the URIs.
+
+        Returns:
+            A Deferred of up to `limit` calls, of none when some seconds went by; expired calls are
+            dropped. Fails with `BrokerUnavailable`. Cancelling is safe: nothing is lost.
+        """
+        ...
+
+    def store_result(self, call: IncomingCall, args: bytes) -> Deferred[bool]:
+        """Stores a result for the caller; False when its time was over and nothing was stored.
+
+        Fails with `BrokerUnavailable`, or `QueueFull` when nobody fetches the caller's results.
+        """
+        ...
+
+
+class PubSub(Part, Protocol):
+    """Events."""
+
+    on_event: Callable[[str, str | None, bytes], None]
+    """Called with (channel, pattern or None, payload) for each event; set before start."""
+
+    def publish(self, channel: str, payload: bytes) -> Deferred[None]:
+        """Fires when the broker took the event; fails with `BrokerUnavailable`."""
+        ...
+
+    def subscribe(self, channel: str, *, pattern: bool) -> Deferred[None]:
+        """Fires when events of the channel (or the Redis glob) will come from now on.
+
+        It stays subscribed over reconnections until `unsubscribe`. Fails with `BrokerUnavailable`,
+        and is then not subscribed.
+        """
+        ...
+
+    def unsubscribe(self, channel: str, *, pattern: bool) -> None:
+        """No events of the channel come from now on."""
+        ...
+
+    def history(self, channel: str, since: Position | None, limit: int) -> Deferred[History]:
+        """What followed `since` on a channel that keeps history.
+
+        Fails with `HistoryUnsupported` where the broker keeps none.
+        """
+        ...
+
+
+class Broker(Part, Protocol):
+    """A broker: what its parts share, and the parts, each started by whoever uses it."""
+
+    caller: Caller
+    pubsub: PubSub
+
+    @property
+    def available(self) -> bool:
+        """Whether it answers at this moment."""
+        ...
+
+    def callee(self) -> Callee:
+        """A new callee side, with a connection of its own."""
+        ...

@@ -1,0 +1,320 @@
+"""A broker inside one process, for tests and for servers whose callees live with them.
+
+It keeps what Redis keeps (caps, timeouts, first in first out) and loses it with the process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from pelotontx.broker.interface import CallStored, History, IncomingCall, Position
+from pelotontx.errors import BrokerUnavailable, HistoryUnsupported, QueueFull
+
+
+class MemoryBroker:
+    """Calls, results and events in this process: a `pelotontx.broker.interface.Broker`.
+
+    Args:
+        clock: keeps time, and delivers results and events in a later turn, as a network does.
+        call_cap: most calls that may wait for one URI; 0 = any number.
+    """
+
+    available = True
+
+    def __init__(self, clock: IReactorTime, *, call_cap: int = 10_000) -> None:
+        self._clock = clock
+        self._calls: dict[str, deque[IncomingCall]] = {}
+        self._takers: list[_Taker] = []
+        self._call_cap = call_cap
+        self._callers: dict[str, MemoryCaller] = {}
+        self._channels: dict[str, dict[MemoryPubSub, None]] = {}
+        self._globs: dict[str, dict[MemoryPubSub, None]] = {}
+        self.caller = MemoryCaller(self, clock)
+        self.pubsub = MemoryPubSub(self)
+
+    def start(self) -> None:
+        """Nothing to connect."""
+
+    def stop(self) -> Deferred[None]:
+        """Forgets everything."""
+        self._calls.clear()
+        return succeed(None)
+
+    def another_caller(self) -> MemoryCaller:
+        """The calling side of a further server on the same broker."""
+        return MemoryCaller(self, self._clock)
+
+    def another_pubsub(self) -> MemoryPubSub:
+        """The event side of a further server on the same broker."""
+        return MemoryPubSub(self)
+
+    def callee(self) -> MemoryCallee:
+        """A new callee side."""
+        return MemoryCallee(self, self._clock)
+
+    # What follows is for the parts below.
+
+    def put_call(self, call: IncomingCall) -> bool:
+        """Stores a call; False when there is no room."""
+        waiting = self._calls.setdefault(call.uri, deque())
+        if self._call_cap and len(waiting) >= self._call_cap:
+            self._drop_expired(waiting)
+            if len(waiting) >= self._call_cap:
+                return False
+        waiting.append(call)
+        self._clock.callLater(0, self.serve)
+        return True
+
+    def _drop_expired(self, waiting: deque[IncomingCall]) -> None:
+        now_s = self._clock.seconds()
+        fresh = [call for call in waiting if call.expires_at_s > now_s]
+        waiting.clear()
+        waiting.extend(fresh)
+
+    def add_taker(self, taker: _Taker) -> None:
+        """Gives the taker calls as soon as there are any."""
+        self._takers.append(taker)
+        self.serve()
+
+    def remove_taker(self, taker: _Taker) -> None:
+        """The taker waits no more."""
+        self._takers.remove(taker)
+
+    def serve(self) -> None:
+        """Hands waiting calls to those who wait for them, the longest waiting first."""
+        for taker in tuple(self._takers):
+            calls = self._pop(taker.uris, taker.limit)
+            if calls:
+                self._takers.remove(taker)
+                taker.result.callback(calls)
+
+    def _pop(self, uris: Sequence[str], limit: int) -> list[IncomingCall]:
+        now_s = self._clock.seconds()
+        calls: list[IncomingCall] = []
+        for uri in uris:
+            waiting = self._calls.get(uri)
+            while waiting and len(calls) < limit:
+                call = waiting.popleft()
+                if call.expires_at_s > now_s:
+                    calls.append(call)
+            if waiting is not None and not waiting:
+                del self._calls[uri]
+        return calls
+
+    def put_result(self, call: IncomingCall, args: bytes) -> bool:
+        """Hands a result to the caller that waits for it."""
+        caller = self._callers.get(call.conn_uuid)
+        if caller is None:
+            return False
+        self._clock.callLater(0, caller.deliver, call.msg_uuid, args)
+        return True
+
+    def add_caller(self, caller: MemoryCaller) -> None:
+        """Results of the caller's calls are delivered from now on."""
+        self._callers[caller.conn_uuid] = caller
+
+    def remove_caller(self, caller: MemoryCaller) -> None:
+        """Nobody waits for the caller's results any more."""
+        self._callers.pop(caller.conn_uuid, None)
+
+    def emit(self, channel: str, payload: bytes) -> None:
+        """Delivers an event: to plain subscriptions first, then to globs."""
+        for listener in tuple(self._channels.get(channel, ())):
+            listener.on_event(channel, None, payload)
+        for glob, listeners in tuple(self._globs.items()):
+            if glob_match(glob, channel):
+                for listener in tuple(listeners):
+                    listener.on_event(channel, glob, payload)
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        """Emits in a later turn."""
+        self._clock.callLater(0, self.emit, channel, payload)
+
+    def listen(self, pubsub: MemoryPubSub, channel: str, pattern: bool) -> None:
+        """Events of the topic go to `pubsub` too."""
+        topics = self._globs if pattern else self._channels
+        topics.setdefault(channel, {})[pubsub] = None
+
+    def unlisten(self, pubsub: MemoryPubSub, channel: str, pattern: bool) -> None:
+        """The reverse of `listen`."""
+        topics = self._globs if pattern else self._channels
+        listeners = topics.get(channel)
+        if listeners is not None:
+            listeners.pop(pubsub, None)
+            if not listeners:
+                del topics[channel]
+
+
+@dataclass(eq=False, slots=True)
+class _Taker:
+    """Somebody who waits for calls."""
+
+    uris: Sequence[str]
+    limit: int
+    result: Deferred[list[IncomingCall]]
+
+
+class MemoryCaller:
+    """See `pelotontx.broker.interface.Caller`."""
+
+    def __init__(self, broker: MemoryBroker, clock: IReactorTime) -> None:
+        self.conn_uuid = str(uuid4())
+        self.on_result: Callable[[str, bytes], None] = lambda msg_uuid, args: None
+        self._broker = broker
+        self._clock = clock
+
+    def start(self) -> None:
+        """Begins to receive results."""
+        self._broker.add_caller(self)
+
+    def stop(self) -> Deferred[None]:
+        """No more results."""
+        self._broker.remove_caller(self)
+        return succeed(None)
+
+    def deliver(self, msg_uuid: str, args: bytes) -> None:
+        """A result has come."""
+        self.on_result(msg_uuid, args)
+
+    def store_call(
+        self, uri: str, msg_uuid: str, args: bytes, timeout_ms: int, stored: CallStored
+    ) -> None:
+        """See `pelotontx.broker.interface.Caller`."""
+        expires_at_s = self._clock.seconds() + timeout_ms / 1000
+        call = IncomingCall(uri, self.conn_uuid, msg_uuid, args, expires_at_s)
+        stored(None if self._broker.put_call(call) else QueueFull(uri))
+
+
+class MemoryCallee:
+    """See `pelotontx.broker.interface.Callee`."""
+
+    def __init__(self, broker: MemoryBroker, clock: IReactorTime) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._taker: _Taker | None = None
+
+    def start(self) -> None:
+        """Nothing to connect."""
+
+    def stop(self) -> Deferred[None]:
+        """Ends a wait."""
+        if self._taker is not None:
+            self._taker.result.cancel()
+        return succeed(None)
+
+    def take_calls(self, uris: Sequence[str], limit: int) -> Deferred[list[IncomingCall]]:
+        """See `pelotontx.broker.interface.Callee`."""
+        if self._taker is not None:
+            return fail(BrokerUnavailable("already waiting for calls"))
+        result: Deferred[list[IncomingCall]] = Deferred(self._cancelled)
+        taker = self._taker = _Taker(uris, limit, result)
+        result.addCallback(self._taken)
+        self._broker.add_taker(taker)
+        return result
+
+    def _taken(self, calls: list[IncomingCall]) -> list[IncomingCall]:
+        self._taker = None
+        return calls
+
+    def _cancelled(self, result: Deferred[list[IncomingCall]]) -> None:
+        if self._taker is not None:
+            self._broker.remove_taker(self._taker)
+            self._taker = None
+
+    def store_result(self, call: IncomingCall, args: bytes) -> Deferred[bool]:
+        """See `pelotontx.broker.interface.Callee`."""
+        if call.expires_at_s <= self._clock.seconds():
+            return succeed(False)
+        return succeed(self._broker.put_result(call, args))
+
+
+class MemoryPubSub:
+    """See `pelotontx.broker.interface.PubSub`."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.on_event: Callable[[str, str | None, bytes], None] = lambda *event: None
+        self._broker = broker
+        self._topics: set[tuple[str, bool]] = set()
+
+    def start(self) -> None:
+        """Nothing to connect."""
+
+    def stop(self) -> Deferred[None]:
+        """No more events."""
+        for channel, pattern in self._topics:
+            self._broker.unlisten(self, channel, pattern)
+        self._topics.clear()
+        return succeed(None)
+
+    def publish(self, channel: str, payload: bytes) -> Deferred[None]:
+        """See `pelotontx.broker.interface.PubSub`."""
+        self._broker.publish(channel, payload)
+        return succeed(None)
+
+    def subscribe(self, channel: str, *, pattern: bool) -> Deferred[None]:
+        """See `pelotontx.broker.interface.PubSub`."""
+        self._topics.add((channel, pattern))
+        self._broker.listen(self, channel, pattern)
+        return succeed(None)
+
+    def unsubscribe(self, channel: str, *, pattern: bool) -> None:
+        """See `pelotontx.broker.interface.PubSub`."""
+        self._topics.discard((channel, pattern))
+        self._broker.unlisten(self, channel, pattern)
+
+    def history(self, channel: str, since: Position | None, limit: int) -> Deferred[History]:
+        """Nothing is remembered."""
+        return fail(HistoryUnsupported(f"{channel}: this broker keeps no history"))
+
+
+_patterns: dict[str, re.Pattern[str]] = {}
+_PATTERNS_LIMIT = 1000
+
+
+def glob_match(glob: str, name: str) -> bool:
+    r"""Whether a Redis glob (``*``, ``?``, ``[ab]``, ``[^a]``, ``[a-z]``, ``\x``) matches."""
+    pattern = _patterns.get(glob)
+    if pattern is None:
+        if len(_patterns) >= _PATTERNS_LIMIT:
+            _patterns.clear()
+        pattern = _patterns[glob] = re.compile(_translate(glob), re.DOTALL)
+    return pattern.fullmatch(name) is not None
+
+
+def _translate(glob: str) -> str:
+    out = []
+    tokens = re.finditer(r"\\(.)|\[(\^?)((?:\\.|[^\]])*)\]?|(\*+)|(\?)|(.)", glob, re.DOTALL)
+    for token in tokens:
+        escaped, negated, members, stars, question, plain = token.groups()
+        if stars:
+            out.append(".*")
+        elif question:
+            out.append(".")
+        elif members is not None:
+            out.append(_translate_class(bool(negated), members))
+        else:
+            out.append(re.escape(escaped or plain))
+    return "".join(out)
+
+
+def _translate_class(negated: bool, members: str) -> str:
+    """A bracket expression; an empty one matches nothing, its negation anything."""
+    parts = []
+    for single in re.finditer(r"(?:\\(.)|(.))(?:-(?:\\(.)|(.)))?", members, re.DOTALL):
+        first = single.group(1) or single.group(2)
+        last = single.group(3) or single.group(4)
+        if last is None:
+            parts.append(re.escape(first))
+        else:
+            low, high = sorted((first, last))
+            parts.append(f"{re.escape(low)}-{re.escape(high)}")
+    if not parts:
+        return "." if negated else "(?!)"
+    return f"[{'^' if negated else ''}{''.join(parts)}]"

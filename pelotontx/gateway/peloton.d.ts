@@ -1,0 +1,1 @@
+../../clients/js/peloton.d.ts

@@ -1,0 +1,374 @@
+"""txredisapi glue: connections to one Redis that stay up, pipeline, and keep bytes as they were.
+
+txredisapi makes the commands (`auth`, `select`, `hset` ...); its send and reply paths are replaced:
+
+- payloads are never converted (`b"0012"` stays what it is), replies are parsed by hiredis;
+- replies go to a queue of plain callbacks, Deferreds only at the edge;
+- a silent server is noticed: no reply within `reply_timeout_s` ends the connection, and everything
+  that waits fails with `BrokerUnavailable` (nothing waits for ever, nothing is queued while down).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from random import random
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import hiredis
+import txredisapi
+from twisted.application.internet import ClientService
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pelotontx.errors import BrokerUnavailable, ConfigError
+
+Argument: TypeAlias = bytes | str | int
+Reply: TypeAlias = Any  # bytes, int, None, a list of these, or an Exception that was the answer
+OnReply: TypeAlias = Callable[[Reply], object]
+
+ResponseError = txredisapi.ResponseError
+
+
+def ignore_reply(reply: Reply) -> None:
+    """For commands whose outcome changes nothing for us."""
+
+
+class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
+    """One connection: any number of commands in flight, answered in order."""
+
+    def __init__(self) -> None:
+        super().__init__(charset=None, convertNumbers=False)
+        self._hiredis = hiredis.Reader(
+            protocolError=txredisapi.InvalidData, replyError=txredisapi.ResponseError
+        )
+        self._waiting: deque[OnReply] = deque()
+        self.replies = 0
+        self.is_lost = False
+        self.on_lost: Callable[[], None] = lambda: None
+
+    @property
+    def waiting(self) -> int:
+        """How many commands have no reply yet."""
+        return len(self._waiting)
+
+    def send(self, on_reply: OnReply, *command: Argument) -> None:
+        """Sends one command; `on_reply` is called once with the reply or with the error's instance.
+
+        A transport sends what a reactor turn has written in one piece.
+        """
+        if self.is_lost:
+            on_reply(BrokerUnavailable("the connection to Redis is lost"))
+            return
+        self._waiting.append(on_reply)
+        self.transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
+
+    def execute_command(self, *arguments: Any, **options: Any) -> Deferred[Any]:
+        """Txredisapi's own commands end here; an error reply is a failure."""
+        result: Deferred[Any] = Deferred()
+
+        def replied(reply: Reply) -> None:
+            if not result.called:
+                (result.errback if isinstance(reply, Exception) else result.callback)(reply)
+
+        self.send(replied, *(_encode(argument) for argument in arguments))
+        post_process = options.get("post_proc")
+        return result.addCallback(post_process) if callable(post_process) else result
+
+    def dataReceived(self, data: bytes, unpause: bool = False) -> None:
+        reader = self._hiredis
+        reader.feed(data)
+        while (reply := reader.gets()) is not False:
+            self.replies += 1
+            self.replyReceived(reply)
+
+    def replyReceived(self, reply: Reply) -> None:
+        self._waiting.popleft()(reply)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.is_lost = True
+        # Told first: whoever fails below must not find this connection still in use.
+        self.on_lost()
+        super().connectionLost(reason)
+        waiting, self._waiting = self._waiting, deque()
+        for on_reply in waiting:
+            on_reply(BrokerUnavailable("the connection to Redis is lost"))
+
+
+class SubscriberConnection(RedisConnection):
+    """A connection in subscribed mode: events by `on_event`, one reply a channel in a command.
+
+    Attributes:
+        on_event: called with (channel, pattern or None, payload), all bytes.
+    """
+
+    on_event: Callable[[bytes, bytes | None, bytes], None]
+
+    def replyReceived(self, reply: Reply) -> None:
+        if type(reply) is list:
+            kind = reply[0]
+            if kind == b"message":
+                self.on_event(reply[1], None, reply[2])
+                return
+            if kind == b"pmessage":
+                self.on_event(reply[2], reply[1], reply[3])
+                return
+        self._waiting.popleft()(reply)
+
+    def subscribe_to(self, command: str, names: Sequence[bytes]) -> Deferred[None]:
+        """Sends one (un)subscribing command for many names; fires after each was replied to."""
+        result: Deferred[None] = Deferred()
+
+        def last_replied(reply: Reply) -> None:
+            if isinstance(reply, Exception):
+                result.errback(reply)
+            else:
+                result.callback(None)
+
+        # Redis answers a name at a time; an error comes once, and a lost connection fails all.
+        self._waiting.extend([ignore_reply] * (len(names) - 1))
+        self.send(last_replied, command, *names)
+        return result
+
+
+def _encode(argument: Any) -> Argument:
+    if isinstance(argument, (bytes, str, int)):
+        return argument
+    if isinstance(argument, float):
+        return repr(argument)
+    return str(argument)
+
+
+class RedisAddress:
+    """Where a Redis is and how to log in, read off a URL.
+
+    ``redis://[[user]:password@]host[:port][/db]`` or ``unix:///path/of.sock[?db=N]``
+
+    Raises:
+        ConfigError: for any other URL; the text shows no password.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.username = unquote(parts.username) if parts.username else None
+        self.password = unquote(parts.password) if parts.password is not None else None
+        self.host = parts.hostname or "127.0.0.1"
+        self.path = ""
+        try:
+            self.port = parts.port or 6379
+            if parts.scheme == "redis":
+                self.db = int(parts.path.strip("/") or 0)
+            elif parts.scheme == "unix" and parts.path:
+                self.path = unquote(parts.path)
+                self.db = int(parse_qs(parts.query).get("db", ["0"])[0])
+            else:
+                raise ValueError("redis://[[user]:password@]host[:port][/db] or unix:///path")
+        except ValueError as error:
+            raise ConfigError("broker URL", f"{redacted(url)!r} is not usable: {error}") from None
+
+    def endpoint(self, reactor: Any, *, timeout_s: float) -> IStreamClientEndpoint:
+        """The endpoint to connect to."""
+        if self.path:
+            return UNIXClientEndpoint(  # type: ignore[no-untyped-call]
+                reactor, self.path, timeout=timeout_s
+            )
+        return HostnameEndpoint(reactor, self.host.encode(), self.port, timeout=timeout_s)
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}" if self.path else f"redis://{self.host}:{self.port}"
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for logs and errors."""
+    head, separator, tail = url.partition("://")
+    credentials, at, rest = tail.rpartition("@")
+    if not at:
+        return url
+    return f"{head}{separator}{credentials.partition(':')[0]}:***@{rest}"
+
+
+class RedisLink:
+    """Keeps one connection to a Redis up, for ever, with backoff and jitter.
+
+    Args:
+        reactor: connects and keeps time.
+        address: where and who.
+        name: of the connection, for CLIENT LIST and our logs.
+        connection_class: `RedisConnection` or a subclass.
+        connect_timeout_s: for connecting and for logging in.
+        reply_timeout_s: without any reply for so long while one is due, the connection is given up.
+        on_down: called after a connection that was up is lost.
+
+    Attributes:
+        connection: the one that is up, or None.
+        on_up: called (and awaited) with each new connection once it is logged in, before it is
+            used by anybody else; a failure counts as a failed attempt.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        address: RedisAddress,
+        *,
+        name: str,
+        connection_class: type[RedisConnection] = RedisConnection,
+        connect_timeout_s: float = 5.0,
+        reply_timeout_s: float = 5.0,
+        on_up: Callable[[Any], Awaitable[None] | None] = lambda connection: None,
+        on_down: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._reactor: IReactorTime = reactor
+        self._address = address
+        self._name = name
+        self._connect_timeout_s = connect_timeout_s
+        self._reply_timeout_s = reply_timeout_s
+        self.on_up = on_up
+        self._on_down = on_down
+        self._watchdog: IDelayedCall | None = None
+        self._was_reported = False
+        self.connection: Any = None
+        factory = _Factory(self, connection_class)
+        self._service = ClientService(
+            address.endpoint(reactor, timeout_s=connect_timeout_s),
+            factory,
+            retryPolicy=self._retry_delay_s,
+            clock=reactor,
+            prepareConnection=self._prepare,  # type: ignore[arg-type]
+        )
+        self._service.name = name
+
+    def start(self) -> None:
+        """Begins to connect; never fails."""
+        self._service.startService()
+
+    def stop(self) -> Deferred[None]:
+        """Fires when the connection is gone and nothing is left in the reactor."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._cancel_watchdog()
+        stopped = self._service.stopService()
+        if self.connection is not None:
+            self.connection.transport.abortConnection()
+        if stopped is not None:
+            await stopped
+
+    def send(self, on_reply: OnReply, *command: Argument) -> None:
+        """As `RedisConnection.send`; answers `BrokerUnavailable` at once while down."""
+        connection = self.connection
+        if connection is None:
+            on_reply(BrokerUnavailable(f"no connection to {self._address}"))
+        else:
+            connection.send(on_reply, *command)
+
+    def execute(self, *command: Argument) -> Deferred[Any]:
+        """As `send`, with a Deferred."""
+        if self.connection is None:
+            return fail(BrokerUnavailable(f"no connection to {self._address}"))
+        result: Deferred[Any] = self.connection.execute_command(*command)
+        return result
+
+    def _retry_delay_s(self, attempt: int) -> float:
+        if not self._was_reported:
+            self._was_reported = True
+            self._log.warn("{address}: no connection, trying on", address=self._address)
+        # Full jitter over 0.1 s doubling to 5 s: a fleet must not come back in step.
+        ceiling_s: float = min(5.0, 0.1 * 2.0 ** min(attempt, 10))
+        return 0.05 + ceiling_s * random()
+
+    async def _prepare(self, connection: RedisConnection) -> None:
+        timeout = self._reactor.callLater(
+            self._connect_timeout_s, connection.transport.abortConnection
+        )
+        try:
+            if self._address.password is not None:
+                await connection.auth(self._address.password, self._address.username)
+            if self._address.db:
+                await connection.select(self._address.db)
+            await connection.execute_command("CLIENT", "SETNAME", self._name)
+            ready = self.on_up(connection)
+            if ready is not None:
+                await ready
+        except txredisapi.ResponseError as error:
+            self._log.error("{address}: {error}", address=self._address, error=error)
+            connection.transport.abortConnection()
+            raise
+        finally:
+            if timeout.active():
+                timeout.cancel()
+        if connection.is_lost:
+            raise BrokerUnavailable("lost while logging in")
+        self.connection = connection
+        if self._was_reported:
+            self._was_reported = False
+            self._log.info("{address}: connected", address=self._address)
+        self._watch(connection, connection.replies)
+
+    def _watch(self, connection: RedisConnection, replies_before: int) -> None:
+        self._cancel_watchdog()
+        self._watchdog = self._reactor.callLater(
+            self._reply_timeout_s, self._check, connection, replies_before
+        )
+
+    def _check(self, connection: RedisConnection, replies_before: int) -> None:
+        self._watchdog = None
+        if connection is not self.connection:
+            return
+        if connection.waiting and connection.replies == replies_before:
+            self._log.warn(
+                "{address}: no reply in {seconds} s, reconnecting",
+                address=self._address,
+                seconds=self._reply_timeout_s,
+            )
+            connection.transport.abortConnection()
+            return
+        if not connection.waiting:
+            connection.send(ignore_reply, "PING")
+        self._watch(connection, connection.replies)
+
+    def _cancel_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def lost(self, connection: RedisConnection) -> None:
+        """A connection of ours is gone (told by the factory)."""
+        if connection is self.connection:
+            self.connection = None
+            self._cancel_watchdog()
+            self._on_down()
+
+
+class _Factory(Factory):
+    """Makes the connections of one link and tells it of their end."""
+
+    noisy = False
+
+    def __init__(self, link: RedisLink, connection_class: type[RedisConnection]) -> None:
+        self._link = link
+        self._connection_class = connection_class
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        connection = self._connection_class()
+        connection.factory = self
+        connection.on_lost = partial(self._link.lost, connection)
+        return connection
+
+
+def client_name(role: str) -> str:
+    """The name of a connection for CLIENT LIST: product, role, process."""
+    return f"pelotontx-{role}-{os.getpid()}"
