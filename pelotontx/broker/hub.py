@@ -175,6 +175,11 @@ class Hub:
                 for waiting in drained:
                     waiting.callback(None)
 
+    def give_up(self, reason: str) -> None:
+        """Answers every pending call with an error; whether they were run is not known."""
+        for call in tuple(self._pending.values()):
+            self._result(call.msg_uuid, juggler.encode_error(reason))
+
     def _stored(self, call: PendingCall, error: BrokerError | None) -> None:
         if call.is_stored or not call.is_pending:
             return

@@ -7,9 +7,11 @@ that follows from the request. What a session may do is bounded by `JugglerLimit
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -19,14 +21,18 @@ from twisted.python.failure import Failure
 
 from pelotontx.broker.hub import Event, Hub, PendingCall
 from pelotontx.errors import BrokerError, PelotonError, RemoteProtocolError, RequestRefused
+from pelotontx.net.http import Upgrade
 from pelotontx.net.websocket import (
+    GOING_AWAY,
     TOO_MANY_MESSAGES,
     UNSUPPORTED_DATA,
     Connection,
     Handshake,
     Refused,
+    ServerFactory,
     encode_frame,
 )
+from pelotontx.web.app import App, Request, Response, text
 from pelotontx.wire import juggler
 
 ALLOWED_HEADER: Final = "juggler-allowed-messages"
@@ -214,12 +220,11 @@ class JugglerSession:
 
     def call_refused(self, call: PendingCall, error: BrokerError) -> None:
         """See `pelotontx.broker.hub.CallOwner`."""
-        self._calls.pop(call, None)
         self._nack(call.request, error)
+        self._call_ended(call)
 
     def call_answered(self, call: PendingCall, args: bytes) -> None:
         """See `pelotontx.broker.hub.CallOwner`."""
-        self._calls.pop(call, None)
         endpoint = self._endpoint
         if len(args) > endpoint.limits.result_limit_bytes:
             endpoint.limits_exceeded += 1
@@ -231,11 +236,17 @@ class JugglerSession:
             juggler.RES,
             juggler.encode_res(endpoint.next_id(), request.meta.uuid, request.payload.uri, args),
         )
+        self._call_ended(call)
 
     def call_expired(self, call: PendingCall) -> None:
         """The client notices by itself; nothing is sent."""
-        self._calls.pop(call, None)
         self._endpoint.calls_expired += 1
+        self._call_ended(call)
+
+    def _call_ended(self, call: PendingCall) -> None:
+        self._calls.pop(call, None)
+        if self._endpoint.is_draining:
+            self.close_when_idle()
 
     # Events
 
@@ -300,9 +311,10 @@ class JugglerSession:
 
     # Answers
 
-    def close(self, code: int, reason: str) -> None:
-        """Ends the session."""
-        self._connection.close(code, reason)
+    def close_when_idle(self) -> None:
+        """Says goodbye as soon as no call is in flight."""
+        if not self._calls:
+            self._connection.close(GOING_AWAY, "the server is stopping")
 
     def _ack(self, request: juggler.Message) -> None:
         self._send(juggler.ACK, juggler.encode_ack(self._endpoint.next_id(), request))
@@ -359,6 +371,7 @@ class JugglerEndpoint:
         self.calls_expired = 0
         self.limits_exceeded = 0
         self._allow_empty_subprotocol = allow_empty_subprotocol
+        self._all_ended: Deferred[None] | None = None
 
     def accept(
         self, handshake: Handshake
@@ -387,12 +400,55 @@ class JugglerEndpoint:
     def session_ended(self, session: JugglerSession) -> None:
         """Told by the session."""
         self.sessions.pop(session, None)
+        if self._all_ended is not None and not self.sessions:
+            ended, self._all_ended = self._all_ended, None
+            ended.callback(None)
 
-    def drain(self) -> Deferred[None]:
-        """Takes no more calls; fires when those in flight have ended."""
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no more calls; each session is closed with 1001 when its last call has ended.
+
+        A call that has not ended within `timeout_s` is answered with an error. Ends when the last
+        session is gone; the WebSocket's close timeout sees to that.
+        """
         self.is_draining = True
-        return self.hub.drained()
+        for session in tuple(self.sessions):
+            session.close_when_idle()
+        drained = self.hub.drained().addTimeout(timeout_s, self.clock)
+        await drained.addErrback(lambda _: self.hub.give_up("the server is stopping"))
+        if self.sessions:
+            self._all_ended = Deferred()
+            await self._all_ended
 
     def log_failure(self, failure: Failure) -> None:
         """Logs an error that is ours."""
         self._log.failure("A request failed", failure)
+
+
+def routes(path: str, factory: ServerFactory) -> App:
+    """``GET path``: the WebSocket; a plain request is told what it found."""
+    app = App()
+
+    @app.get(f"^{re.escape(path)}$")
+    def open_websocket(request: Request) -> Response | Upgrade:
+        if "websocket" not in request.headers.get("upgrade").lower():
+            return text("This is a WebSocket endpoint; its subprotocol is juggler.0.\n", 400)
+        return Upgrade(factory.buildProtocol(request.peer))
+
+    return app
+
+
+def client_routes(path: str) -> App:
+    """``GET path``: the client for browsers, an ES module."""
+    app = App()
+    module = files(__package__).joinpath("peloton.js").read_bytes()
+
+    @app.get(f"^{re.escape(path)}$")
+    def client(request: Request) -> Response:
+        return Response(
+            200,
+            module,
+            {"Cache-Control": "no-cache"},
+            content_type="text/javascript; charset=utf-8",
+        )
+
+    return app

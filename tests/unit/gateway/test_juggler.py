@@ -1,11 +1,12 @@
 import json
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.broker.hub import Hub
-from pelotontx.broker.memory import MemoryBroker
+from pelotontx.broker.memory import MemoryBroker, MemoryPubSub
 from pelotontx.gateway.juggler import JugglerEndpoint, JugglerLimits, allowed_messages
 from pelotontx.net.websocket import Handshake, Refused
 from pelotontx.net.wheel import Wheel
@@ -32,6 +33,13 @@ class RecordingConnection:
 
     def types(self) -> list[str]:
         return [juggler.NAMES[message["meta"]["type"]] for message in self.sent]
+
+
+class SilentPubSub(MemoryPubSub):
+    """Never says whether it took an event."""
+
+    def publish(self, channel: str, payload: bytes) -> Deferred[None]:
+        return Deferred()
 
 
 def uuid(n: int) -> str:
@@ -113,13 +121,12 @@ class SessionTests(SynchronousTestCase):
         )
 
     def test_an_event_that_overtakes_the_brokers_word_comes_after_the_ack(self) -> None:
+        pubsub = SilentPubSub(self.broker)
+        self.hub = Hub(caller=self.broker.caller, pubsub=pubsub, wheel=Wheel(self.clock))
+        self.open()
         self.send(3, channel="c")
-        self.hub.publish = lambda *arguments: __import__(  # type: ignore[method-assign]
-            "twisted.internet.defer"
-        ).internet.defer.Deferred()
         sent = self.send(2, channel="c")
-        payload = juggler.encode_event_payload(sent, b"1")
-        self.broker.pubsub.on_event("c", None, payload)
+        pubsub.on_event("c", None, juggler.encode_event_payload(sent, b"1"))
         self.assertEqual(self.connection.types(), ["ACK", "ACK", "EVNT"])
 
     def test_plain_and_matching_pattern_give_two_events(self) -> None:
@@ -218,12 +225,24 @@ class SessionTests(SynchronousTestCase):
 
     def test_draining_refuses_calls_and_waits_for_those_in_flight(self) -> None:
         self.send(1, uri="u")
-        drained = self.endpoint.drain()
+        drained = Deferred.fromCoroutine(self.endpoint.drain(5))
         self.send(1, uri="u")
         self.assertEqual(self.nacks(), [(503, "the server is stopping")])
-        self.assertNoResult(drained)
+        self.assertIsNone(self.connection.closed)
         self.answer()
+        self.assertEqual(self.connection.types()[-1], "RES")
+        self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
+        self.assertNoResult(drained)
+        self.session.connection_lost(1001)
         self.successResultOf(drained)
+
+    def test_a_call_that_outlasts_the_draining_is_answered_with_an_error(self) -> None:
+        self.send(1, uri="u")
+        Deferred.fromCoroutine(self.endpoint.drain(5))
+        self.clock.advance(6)
+        error = self.connection.sent[-1]["payload"]["args"]["error"]["message"]
+        self.assertEqual(error, "the server is stopping")
+        self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
 
 
 class HandshakeTests(SynchronousTestCase):

@@ -1,0 +1,42 @@
+"""The configuration: TOML, environment and command line to frozen dataclasses.
+
+`load` gives a `Config` or raises a `pelotontx.errors.ConfigError` whose text is one line for the
+person who runs the server; `render_default` prints every key; `load_object` finds the user's code
+by its dotted name. The keys are defined in `sections`, what their values look like in `values`.
+"""
+
+from pelotontx.config.objects import load_object
+from pelotontx.config.reading import load
+from pelotontx.config.rendering import render_default
+from pelotontx.config.sections import (
+    BrokerConfig,
+    CalleeConfig,
+    Config,
+    HttpConfig,
+    LogConfig,
+    PathsConfig,
+    RpcConfig,
+    ServerConfig,
+    WebConfig,
+    WebSocketConfig,
+)
+from pelotontx.config.values import parse_duration, parse_size, without_password
+
+__all__ = [
+    "BrokerConfig",
+    "CalleeConfig",
+    "Config",
+    "HttpConfig",
+    "LogConfig",
+    "PathsConfig",
+    "RpcConfig",
+    "ServerConfig",
+    "WebConfig",
+    "WebSocketConfig",
+    "load",
+    "load_object",
+    "parse_duration",
+    "parse_size",
+    "render_default",
+    "without_password",
+]

@@ -1,0 +1,450 @@
+"""Every section and key of the configuration: the one place where they are defined.
+
+A field's metadata holds its `Key`: kind and range, default as it is written in TOML, help with the
+reason of a limit. Loading, overriding, the default configuration and the errors all come from it.
+A field is named as its key, with the unit behind: `head_timeout = "10s"` is `head_timeout_s`,
+10.0; `body_limit = "1MiB"` is `body_limit_bytes`, 1048576.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
+
+from pelotontx.config.texts import (
+    APPLICATION,
+    BROKER_URL,
+    ENDPOINTS,
+    NAME,
+    OBJECT,
+    ORIGINS,
+    URL_PATH,
+)
+from pelotontx.config.values import Choice, Duration, Flag, Integer, Kind, Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key of the configuration.
+
+    Attributes:
+        kind: how its values are read.
+        help: what it does, and why a limit is there; sentences.
+        default: as written in TOML; for a key without default, an example.
+        required: it has no default.
+        at_most: the dotted key whose value this one may not pass, or "".
+        option: the command line option that sets it, or "".
+        name: its name in TOML, filled in when the sections are collected.
+        attribute: its field's name.
+    """
+
+    kind: Kind
+    help: str
+    default: Any
+    required: bool = False
+    at_most: str = ""
+    option: str = ""
+    name: str = ""
+    attribute: str = ""
+
+
+def _key(default: Any, kind: Kind, help: str, *, at_most: str = "", option: str = "") -> Any:
+    key = Key(kind=kind, help=help, default=default, at_most=at_most, option=option)
+    # A secret must not come out of a repr in some log or traceback.
+    return field(default=kind.read(default), repr=not kind.secret, metadata={"key": key})
+
+
+def _required(example: str, kind: Kind, help: str) -> Any:
+    key = Key(kind=kind, help=help, default=example, required=True)
+    return field(metadata={"key": key})
+
+
+def _wait(default: str, help: str, *, most: str = "1h", **more: str) -> Any:
+    """A deadline: never zero, since every wait ends."""
+    return _key(default, Duration("1ms", most), help, **more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """`[server]`."""
+
+    listen: tuple[str, ...] = _key(
+        ["tcp:8080:interface=127.0.0.1"],
+        ENDPOINTS,
+        "Where to listen. Loopback only, until you decide who may reach the server.",
+        option="--listen",
+    )
+    development: bool = _key(
+        False,
+        Flag(),
+        "Error pages show tracebacks. They tell strangers about your code: not in production.",
+    )
+    drain_timeout_s: float = _key(
+        "10s",
+        Duration("0s", "1h"),
+        "How long a stop waits for calls and requests in flight. Past it they are cut off, since "
+        "a stop that waits for ever ends in a kill.",
+    )
+    connections_limit: int = _key(
+        12_000,
+        Integer(1, 1_000_000),
+        "Connections of this process. Past it new ones are refused: each needs a file descriptor "
+        "and memory, and those who are connected come first.",
+    )
+    node: str = _key(
+        "", NAME, "This server's name in health, metrics and logs; empty: the host's name."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """`[broker]`."""
+
+    url: str = _key(
+        "embedded:",
+        BROKER_URL,
+        "Where calls and events go. embedded: a Valkey of our own, started and ended with the "
+        "server; memory: inside this process, nothing outlives it; redis://host:6379/0 or "
+        "unix:///run/redis.sock?db=0: a server of yours, shared by several of ours.",
+        option="--broker",
+    )
+    connect_timeout_s: float = _wait(
+        "5s", "A connection to the broker that takes longer is given up and tried again.", most="5m"
+    )
+    reply_timeout_s: float = _wait(
+        "5s",
+        "A command that is not answered in this time means that the broker is unavailable: "
+        "clients get a definite answer instead of waiting on a server that hangs.",
+        most="5m",
+    )
+    call_cap: int = _key(
+        10_000,
+        Integer(0, 100_000_000),
+        "Calls that may wait for the callees of one URI. Past it calls are refused, so that a "
+        "dead callee does not fill the broker's memory; 0: no cap.",
+    )
+    result_cap: int = _key(
+        1000,
+        Integer(0, 100_000_000),
+        "Results that may wait for one server process. Past it callees drop theirs, so that a "
+        "dead server does not fill the broker's memory; 0: no cap.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpConfig:
+    """`[http]`."""
+
+    request_line_limit_bytes: int = _key(
+        "8190B",
+        Size("64B", "1MiB"),
+        "A request line. Longer: 414; patterns of routes run over the path, so it is bounded.",
+        at_most="http.head_limit",
+    )
+    field_limit_bytes: int = _key(
+        "8190B",
+        Size("64B", "1MiB"),
+        "One header field. Longer: 431; a head is kept in memory until it is complete.",
+        at_most="http.head_limit",
+    )
+    head_limit_bytes: int = _key(
+        "16KiB",
+        Size("64B", "16MiB"),
+        "The whole head of a request. Longer: 431; it is what a stranger can make us keep.",
+    )
+    fields_limit: int = _key(
+        100,
+        Integer(1, 10_000),
+        "Header fields of a request. More: 431; each costs a parser's turn and an object.",
+    )
+    head_timeout_s: float = _wait(
+        "10s",
+        "A head must be complete within this time, however steadily it drips: 408. Against "
+        "clients that hold connections open with unfinished requests.",
+    )
+    body_limit_bytes: int = _key(
+        "1MiB",
+        Size("0B", "1024GiB"),
+        "A request's body. Larger: 413; bodies are held in memory.",
+    )
+    body_idle_timeout_s: float = _wait(
+        "30s", "A body of which nothing comes for this time: 408. Its sender is gone."
+    )
+    body_rate_bytes: int = _key(
+        "1KiB",
+        Size("0B", "1GiB"),
+        "A body must come with at least so many bytes a second on average: 408. Against bodies "
+        "that drip; 0: any rate.",
+    )
+    body_rate_grace_s: float = _key(
+        "10s",
+        Duration("0s", "1h"),
+        "body_rate is asked for after this time only, so that a slow start is forgiven.",
+    )
+    write_idle_timeout_s: float = _wait(
+        "30s",
+        "A response of which the client takes nothing for this time is aborted: it would hold "
+        "its buffer for ever.",
+    )
+    write_buffer_limit_bytes: int = _key(
+        "1MiB",
+        Size("4KiB", "1GiB"),
+        "Bytes of responses that wait for one client. Past it the connection is aborted or its "
+        "source paused: what is not read must not fill our memory.",
+    )
+    idle_timeout_s: float = _wait(
+        "15s",
+        "A kept-alive connection without a request is closed after this time: it holds a file "
+        "descriptor that another client may need.",
+    )
+    requests_limit: int = _key(
+        1000,
+        Integer(1, 1_000_000_000),
+        "Requests of one connection, which is then closed after the answer: clients spread "
+        "again over the servers behind a balancer.",
+    )
+    pipeline_limit_bytes: int = _key(
+        "16KiB",
+        Size("1KiB", "16MiB"),
+        "Bytes of pipelined requests that may wait behind one that is being answered. Past it "
+        "the connection closes after the answer.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocketConfig:
+    """`[websocket]`."""
+
+    message_limit_bytes: int = _key(
+        "64KiB",
+        Size("128B", "256MiB"),
+        "A message from a client, all fragments together. Larger: close 1009; it is held in "
+        "memory and decoded in one go.",
+    )
+    fragments_limit: int = _key(
+        1024,
+        Integer(1, 1_000_000),
+        "Fragments of one message. More: close 1009; empty ones cost time and pass every limit "
+        "on bytes.",
+    )
+    origins: tuple[str, ...] = _key(
+        [],
+        ORIGINS,
+        "Origins whose pages may connect besides our own. Any other page in a user's browser "
+        "could else act in that user's name.",
+    )
+    allow_empty_subprotocol: bool = _key(
+        False,
+        Flag(),
+        "Take clients that offer no juggler.0 subprotocol, as old ones do.",
+    )
+    ping_interval_s: float = _wait(
+        "25s",
+        "A ping is sent after about this time (20 % more or less, so that clients spread). Keeps "
+        "connections through proxies that cut idle ones after 30 s.",
+    )
+    pong_timeout_s: float = _wait(
+        "10s", "A ping not answered in this time closes the connection: the client is gone."
+    )
+    open_timeout_s: float = _wait(
+        "5s", "The opening handshake must be complete within this time.", most="5m"
+    )
+    close_timeout_s: float = _wait(
+        "2s",
+        "A client has this time to answer a close frame; then the connection is aborted.",
+        most="5m",
+    )
+    outbound_limit_bytes: int = _key(
+        "1MiB",
+        Size("1KiB", "1GiB"),
+        "Bytes that wait for one client, results and events together. Past it: close 4008, slow "
+        "consumer; one who does not read must not fill our memory.",
+    )
+    slow_message_threshold_s: float = _wait(
+        "100ms", "Messages that take longer to handle are counted as slow in the metrics."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcConfig:
+    """`[rpc]`."""
+
+    call_timeout_s: float = _wait(
+        "60s",
+        "The time that a call has when its client names none.",
+        most="24h",
+        at_most="rpc.call_timeout_limit",
+    )
+    call_timeout_limit_s: float = _wait(
+        "300s",
+        "The longest time that a client may ask for: a waiting call holds memory here and in the "
+        "broker.",
+        most="24h",
+    )
+    calls_limit: int = _key(
+        64,
+        Integer(1, 1_000_000),
+        "Calls in flight on one connection. More: NACK; one client must not take all callees.",
+    )
+    subscriptions_limit: int = _key(
+        128,
+        Integer(1, 1_000_000),
+        "Subscriptions of one connection. More: NACK; each is kept here and in the broker.",
+    )
+    channel_limit_bytes: int = _key(
+        "255B",
+        Size("1B", "64KiB"),
+        "A channel's name. Longer: NACK; names are kept for every subscription.",
+    )
+    patterns: bool = _key(
+        False,
+        Flag(),
+        "Allow subscriptions to patterns. They reach every channel that matches, also those a "
+        "client should not know of, and each costs time at every event.",
+    )
+    message_rate: int = _key(
+        50,
+        Integer(0, 1_000_000),
+        "Messages a second of one connection. Past it: NACK 429, then close 4029; one client "
+        "must not slow the others down; 0: any rate.",
+    )
+    message_burst: int = _key(
+        100,
+        Integer(1, 1_000_000),
+        "Messages that may come at once before message_rate counts.",
+    )
+    result_limit_bytes: int = _key(
+        "1MiB",
+        Size("128B", "256MiB"),
+        "A result from a callee. Larger: the caller gets an error instead; a result past "
+        "websocket.outbound_limit would close its connection.",
+        at_most="websocket.outbound_limit",
+    )
+    close_uri: str = _key(
+        "", NAME, "A call to this URI closes the connection with 1000 bye; empty: none does."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathsConfig:
+    """`[paths]`."""
+
+    websocket: str = _key("/ws", URL_PATH, "The WebSocket for calls, events and publishing.")
+    health: str = _key("/health", URL_PATH, "Whether the server and its broker are well, JSON.")
+    metrics: str = _key("/metrics", URL_PATH, "Metrics in Prometheus' format.")
+    client: str = _key("/peloton.js", URL_PATH, "The client for browsers, an ES module.")
+    demo: str = _key("/", URL_PATH, "The demo page, served while web.app names no application.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebConfig:
+    """`[web]`."""
+
+    app: str = _key(
+        "",
+        APPLICATION,
+        "Your web application, a pelotontx.web.app.App; empty: none, the demo is served.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalleeConfig:
+    """One `[[callee]]`."""
+
+    object: str = _required("shop.rpc:callee", OBJECT, "The callee: a pelotontx Callee object.")
+    processes: int = _key(
+        0,
+        Integer(0, 1024),
+        "Processes of its own that run it; 0: it runs inside the server's process.",
+    )
+    concurrency: int = _key(
+        8,
+        Integer(1, 10_000),
+        "Calls that one process runs at a time. The others wait in the broker, where another "
+        "process can take them.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """`[log]`."""
+
+    level: str = _key(
+        "info", Choice(("debug", "info", "warn", "error")), "Events below this level are left out."
+    )
+    format: str = _key(
+        "text", Choice(("text", "json")), "Lines for people, or one JSON object a line."
+    )
+
+
+def _help(text: str, *, repeated: type[Any] | None = None) -> dict[str, Any]:
+    """A section's metadata; `repeated`: what one table of `[[section]]` becomes."""
+    return {"help": text, "repeated": repeated}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration: a field a section, named as in TOML.
+
+    Services take what they need as plain keyword arguments, never this.
+    """
+
+    server: ServerConfig = field(
+        default_factory=ServerConfig, metadata=_help("The process and its listeners.")
+    )
+    broker: BrokerConfig = field(
+        default_factory=BrokerConfig, metadata=_help("What carries calls, results and events.")
+    )
+    http: HttpConfig = field(
+        default_factory=HttpConfig, metadata=_help("Limits of HTTP connections.")
+    )
+    websocket: WebSocketConfig = field(
+        default_factory=WebSocketConfig, metadata=_help("Limits of WebSocket connections.")
+    )
+    rpc: RpcConfig = field(
+        default_factory=RpcConfig, metadata=_help("Calls and subscriptions of connected clients.")
+    )
+    paths: PathsConfig = field(
+        default_factory=PathsConfig, metadata=_help('What is served where; "" turns one off.')
+    )
+    web: WebConfig = field(default_factory=WebConfig, metadata=_help("Your HTTP code."))
+    callee: tuple[CalleeConfig, ...] = field(
+        default=(),
+        metadata=_help(
+            "Your functions that clients may call; any number of these.", repeated=CalleeConfig
+        ),
+    )
+    log: LogConfig = field(default_factory=LogConfig, metadata=_help("What is logged, and how."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One section as loading and rendering see it: `cls` is built from `keys`, by TOML name."""
+
+    cls: type[Any]
+    help: str
+    repeated: bool
+    keys: dict[str, Key]
+
+
+def _keys(cls: type[Any]) -> dict[str, Key]:
+    keys = {}
+    for entry in fields(cls):
+        key: Key = entry.metadata["key"]
+        name = entry.name.removesuffix(key.kind.unit)
+        keys[name] = replace(key, name=name, attribute=entry.name)
+    return keys
+
+
+def _collect(entry: Field[Any]) -> Section:
+    cls: Any = entry.metadata["repeated"] or entry.default_factory
+    return Section(
+        cls=cls,
+        help=entry.metadata["help"],
+        repeated=entry.metadata["repeated"] is not None,
+        keys=_keys(cls),
+    )
+
+
+SECTIONS: dict[str, Section] = {entry.name: _collect(entry) for entry in fields(Config)}
+"""Every section by its name in TOML, in the order of the default configuration."""

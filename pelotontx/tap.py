@@ -1,0 +1,125 @@
+"""``twistd peloton``: options and makeService, for twistd and twist alike.
+
+Importing this module installs our reactor, unless another one is there already: a plain
+``twistd peloton`` has loaded none yet at this point.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from dataclasses import replace
+from typing import Any, ClassVar, NoReturn
+
+if "twisted.internet.reactor" not in sys.modules:
+    from pelotontx.net import reactor as _reactor_module
+
+    _reactor_module.install()
+
+from twisted.application.service import IService
+from twisted.internet import reactor
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+from twisted.python import usage
+
+import pelotontx
+from pelotontx import config as configuration
+from pelotontx import services
+from pelotontx.errors import ConfigError
+
+_DEMO_CALLEE = configuration.CalleeConfig(object="pelotontx.demo.callee:callee")
+
+_log = Logger(namespace="pelotontx")
+
+
+class Options(usage.Options):
+    """What the command line offers."""
+
+    synopsis = "[--config FILE] [options]"
+    longdesc = (
+        "Serves HTTP, WebSocket RPC and pub/sub on one broker. Without --config it serves a demo "
+        "on http://127.0.0.1:8080/ with a broker of its own."
+    )
+    optParameters: ClassVar = [
+        ["config", "c", None, "The configuration, a TOML file; see `peloton default-config`."],
+        ["broker", "b", None, "Overrides broker.url: embedded:, memory:, redis://, unix://"],
+    ]
+    compData = usage.Completions(optActions={"config": usage.CompleteFiles("*.toml")})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["listen"] = []
+
+    def opt_listen(self, description: str) -> None:
+        """Overrides server.listen: an endpoint string such as tcp:8080; may be repeated."""
+        self["listen"].append(description)
+
+    opt_l = opt_listen
+
+    def opt_version(self) -> NoReturn:
+        """Shows the version."""
+        print(f"pelotontx {pelotontx.__version__}")
+        sys.exit(0)
+
+    def postOptions(self) -> None:
+        """Loads the configuration and the user's code: what is wrong shows before twistd forks."""
+        overrides: dict[str, Any] = {}
+        if self["listen"]:
+            overrides["server.listen"] = self["listen"]
+        if self["broker"]:
+            overrides["broker.url"] = self["broker"]
+        try:
+            self["loaded"] = configuration.load(
+                self["config"], environ=os.environ, overrides=overrides
+            )
+        except ConfigError as error:
+            _exit(str(error))
+
+
+def _exit(line: str) -> NoReturn:
+    print(f"peloton: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+def makeService(options: Options) -> IService:
+    """The server that the options ask for."""
+    config = options["loaded"]
+    if options["config"] is None:
+        config = replace(config, callee=(_DEMO_CALLEE,))
+    if "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return services.build(
+            config, reactor=reactor, on_failure=_start_failed, on_stopping=_stop_at_once_next
+        )
+    except ConfigError as error:
+        _exit(str(error))
+
+
+def _start_failed(error: BaseException) -> None:
+    """A server that cannot start ends, with one line and exit status 1."""
+    if isinstance(error, (CannotListenError, ConfigError)):
+        print(f"peloton: {error}", file=sys.stderr)
+    else:
+        _log.failure("The server cannot start")
+    atexit.register(_exit_with_failure)
+    reactor.stop()  # type: ignore[attr-defined]
+
+
+def _exit_with_failure() -> None:
+    """Twistd has no exit status of its own for a service that fails: this runs after it is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _stop_at_once_next() -> None:
+    """From now on another SIGTERM or SIGINT ends the process at once; children go with it."""
+
+    def end(number: int, frame: object) -> None:
+        os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
