@@ -220,16 +220,18 @@ class Hub:
         Subscribing twice is the same as once.
         """
         topic = self._topics.get((channel, pattern))
-        if topic is None:
-            topic = self._topics[channel, pattern] = _Topic()
-            confirmed = self._pubsub.subscribe(channel, pattern=pattern)
-            confirmed.addBoth(self._confirmed, channel, pattern, topic)
-            confirmed.addErrback(lambda failure: self._log.failure("Subscribing", failure))
-        if topic.is_ready:
+        if topic is not None and topic.is_ready:
             topic.listeners[listener] = None
             return succeed(None)
         result: Deferred[None] = Deferred()
-        topic.waiting.setdefault(listener, []).append(result)
+        if topic is not None:
+            topic.waiting.setdefault(listener, []).append(result)
+            return result
+        topic = self._topics[channel, pattern] = _Topic()
+        topic.waiting[listener] = [result]
+        confirmed = self._pubsub.subscribe(channel, pattern=pattern)
+        confirmed.addBoth(self._confirmed, channel, pattern, topic)
+        confirmed.addErrback(lambda failure: self._log.failure("Subscribing", failure))
         return result
 
     def _confirmed(

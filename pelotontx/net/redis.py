@@ -34,6 +34,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pelotontx.errors import BrokerUnavailable, ConfigError
+from pelotontx.net.tcp import corked
 
 Argument: TypeAlias = bytes | str | int
 Reply: TypeAlias = Any  # bytes, int, None, a list of these, or an Exception that was the answer
@@ -231,7 +232,7 @@ class RedisLink:
         on_up: Callable[[Any], Awaitable[None] | None] = lambda connection: None,
         on_down: Callable[[], None] = lambda: None,
     ) -> None:
-        self._reactor: IReactorTime = reactor
+        self._reactor: Any = reactor
         self._address = address
         self._name = name
         self._connect_timeout_s = connect_timeout_s
@@ -241,10 +242,10 @@ class RedisLink:
         self._watchdog: IDelayedCall | None = None
         self._was_reported = False
         self.connection: Any = None
-        factory = _Factory(self, connection_class)
+        self._factory = _Factory(self, connection_class)
         self._service = ClientService(
-            address.endpoint(reactor, timeout_s=connect_timeout_s),
-            factory,
+            address.endpoint(corked(reactor), timeout_s=connect_timeout_s),
+            self._factory,
             retryPolicy=self._retry_delay_s,
             clock=reactor,
             prepareConnection=self._prepare,  # type: ignore[arg-type]
@@ -261,6 +262,8 @@ class RedisLink:
 
     async def _stop(self) -> None:
         self._cancel_watchdog()
+        if not self._service.running:
+            return
         stopped = self._service.stopService()
         if self.connection is not None:
             self.connection.transport.abortConnection()
@@ -290,7 +293,9 @@ class RedisLink:
         ceiling_s: float = min(5.0, 0.1 * 2.0 ** min(attempt, 10))
         return 0.05 + ceiling_s * random()
 
-    async def _prepare(self, connection: RedisConnection) -> None:
+    async def _prepare(self, proxy: object) -> None:
+        connection = self._factory.latest  # ClientService hands us a proxy of it
+        assert connection is not None
         timeout = self._reactor.callLater(
             self._connect_timeout_s, connection.transport.abortConnection
         )
@@ -303,8 +308,8 @@ class RedisLink:
             ready = self.on_up(connection)
             if ready is not None:
                 await ready
-        except txredisapi.ResponseError as error:
-            self._log.error("{address}: {error}", address=self._address, error=error)
+        except Exception as error:
+            self._log.error("{address}: {error!r}", address=self._address, error=error)
             connection.transport.abortConnection()
             raise
         finally:
@@ -361,11 +366,13 @@ class _Factory(Factory):
     def __init__(self, link: RedisLink, connection_class: type[RedisConnection]) -> None:
         self._link = link
         self._connection_class = connection_class
+        self.latest: RedisConnection | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         connection = self._connection_class()
         connection.factory = self
         connection.on_lost = partial(self._link.lost, connection)
+        self.latest = connection
         return connection
 
 

@@ -1,6 +1,6 @@
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -174,6 +174,13 @@ class HubTests(SynchronousTestCase):
         self.failureResultOf(again, BrokerUnavailable)
         self.hub.subscribe(self.owner, "c", pattern=False)
         self.assertEqual(len(self.broker.subscribed), 2)
+
+    def test_a_broker_that_fails_at_once_fails_the_subscription(self) -> None:
+        self.broker.subscribe = lambda *_, **__: fail(  # type: ignore[method-assign]
+            BrokerUnavailable("down")
+        )
+        self.failureResultOf(self.hub.subscribe(self.owner, "c", pattern=False), BrokerUnavailable)
+        self.assertEqual(self.hub.topics, 0)
 
     def test_unsubscribing_before_the_confirmation_leaves_no_listener(self) -> None:
         waiting = self.hub.subscribe(self.owner, "c", pattern=False)

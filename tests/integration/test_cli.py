@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_client import Server
+
+PELOTON = str(Path(sys.executable).parent / "peloton")
+
+
+@pytest.fixture(scope="module")
+def url():
+    server = Server()
+    yield server.url
+    server.kill()
+
+
+def peloton(*arguments, stdin="", **environment):
+    return subprocess.run(
+        [PELOTON, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+    )
+
+
+def script(url, *lines, options=()):
+    return peloton("client", "--url", url, *options, stdin="".join(f"{line}\n" for line in lines))
+
+
+def test_call_prints_the_result(url):
+    done = peloton("call", "test.echo", '{"a": [1]}', "--url", url)
+    assert (done.returncode, json.loads(done.stdout), done.stderr) == (0, {"a": [1]}, "")
+
+
+def test_raw_result_is_one_line(url):
+    done = peloton("call", "test.echo", '{"a": [1, "ü"]}', "--url", url, "--raw")
+    assert done.stdout == '{"a":[1,"ü"]}\n'
+
+
+def test_call_without_an_argument_sends_null(url):
+    assert peloton("call", "test.echo", "--url", url).stdout == "null\n"
+
+
+def test_call_reads_stdin(url):
+    assert peloton("call", "test.echo", "-", "--url", url, stdin='"in"\n').stdout == '"in"\n'
+
+
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [("fail", "it broke"), ("refuse", "list capacity exceeded"), ("cut", "dropped")],
+)
+def test_failed_call_is_told_on_stderr(url, uri, text):
+    done = peloton("call", uri, "--url", url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_call_expires(url):
+    done = peloton("call", "silent", "--url", url, "--timeout", "200ms")
+    assert (done.returncode, done.stderr) == (1, "peloton call: silent: no result in time\n")
+
+
+def test_server_that_is_not_there_is_told():
+    server = Server()
+    server.kill()
+    done = peloton("call", "test.echo", "--url", server.url)
+    assert done.returncode == 1
+    assert "refused" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["{a: 1}", "hi", '"hi'])
+def test_bad_json_is_told_with_a_hint_about_the_shell(url, text):
+    done = peloton("call", "test.echo", text, "--url", url)
+    assert done.returncode == 1
+    assert "is not JSON" in done.stderr
+    assert "hint:" in done.stderr
+
+
+def test_wrong_usage_is_2():
+    assert peloton().returncode == 2
+    assert peloton("call").returncode == 2
+    assert peloton("call", "u", "--timeout", "soon").returncode == 2
+    assert peloton("callee", "m:o", "--concurrency", "0").returncode == 2
+
+
+def test_version_is_printed():
+    assert peloton("--version").stdout.startswith("pelotontx ")
+
+
+def test_script_runs_commands_in_order(url):
+    done = script(
+        url,
+        "sub chat",
+        'pub chat {"x": 1}',
+        "unsb chat",
+        'call test.echo "hi there"',
+        "# a comment",
+        "call 1 test.echo 5000 [1]",
+        "close",
+    )
+    assert done.stdout.splitlines() == [
+        f"[1] OPEN   {url}",
+        "[1] ACK    SUB chat",
+        "[1] ACK    PUB chat",
+        '[1] EVNT   chat {"x": 1}',
+        "[1] ACK    UNSB chat",
+        "[1] ACK    CALL test.echo",
+        '[1] RES    test.echo "hi there"',
+        "[1] ACK    CALL test.echo",
+        "[1] RES    test.echo [1]",
+        "[1] CLOSED",
+    ]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_script_with_a_failed_command_ends_with_1(url):
+    done = script(url, "call refuse", "call silent 100 1", "call test.echo 1")
+    assert done.returncode == 1
+    assert "NACK   CALL refuse 500 list capacity exceeded" in done.stdout
+    assert "EXP    silent" in done.stdout
+    assert "RES    test.echo 1" in done.stdout
+
+
+def test_script_ends_at_exit(url):
+    done = script(url, "exit", "call test.echo 1")
+    assert "test.echo" not in done.stdout
+    assert done.returncode == 0
+
+
+def test_script_may_be_a_file(url, tmp_path):
+    file = tmp_path / "script"
+    file.write_text("call test.echo 1")
+    with file.open() as stdin:
+        command = [PELOTON, "client", "--url", url]
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=60)
+    assert "[1] RES    test.echo 1" in done.stdout
+
+
+def test_raw_output_is_what_the_server_sent(url):
+    done = script(url, "call test.echo [1]", options=["--raw", "--timestamp"])
+    frames = [json.loads(line.split("[1] ", 1)[1]) for line in done.stdout.splitlines()[1:-1]]
+    assert [frame["meta"]["type"] for frame in frames] == [8, 9]
+    assert all(line[:2] == "20" for line in done.stdout.splitlines())
+
+
+def test_several_connections_have_numbers(url):
+    done = script(url, "connect", "call 1 test.echo 1", "disconnect 1", "call test.echo 2")
+    lines = done.stdout.splitlines()
+    assert "[1] RES    test.echo 1" in lines
+    assert "[1] CLOSED" in lines
+    assert "[2] RES    test.echo 2" in lines
+
+
+def test_callee_that_cannot_be_found_is_told():
+    done = peloton("callee", "no_such_module:callee")
+    assert done.returncode == 1
+    assert "no_such_module" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_configuration_commands_are_there(tmp_path):
+    done = peloton("default-config")
+    assert done.returncode == 0
+    file = tmp_path / "peloton.toml"
+    file.write_text(done.stdout)
+    assert peloton("check-config", str(file)).returncode == 0
+    file.write_text("nonsense = 1\n")
+    assert peloton("check-config", str(file)).returncode == 1
+
+
+def test_interrupted_call_is_130():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [PELOTON, "call", "u", "--url", f"ws://127.0.0.1:{listener.getsockname()[1]}/"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        with listener.accept()[0] as connection:
+            assert connection.recv(4096).startswith(b"GET / ")
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
