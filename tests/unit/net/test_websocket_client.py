@@ -149,7 +149,7 @@ class HandshakeTests(ConnectionTestCase):
 
     def test_connection_lost_during_the_handshake_is_an_error(self):
         self.lose()
-        self.assertIn("dropped the TCP connection", self.reason())
+        self.assertEqual(self.reason(), "the server dropped the connection")
 
     def test_cancelling_drops_tcp(self):
         self.connection.opened.cancel()

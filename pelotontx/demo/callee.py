@@ -1,0 +1,69 @@
+"""The demo's functions: `test.echo`, `test.reverse` and `test.delay`; a server names `callee`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from pelotontx.backend.callee import Callee
+
+# Longer than any caller of a demo waits: one that asks for a year gets an answer now.
+DELAY_LIMIT_MS: Final = 600_000
+
+callee = Callee()
+
+
+@callee.function("test.echo")
+def echo(args: Any) -> Any:
+    """Returns what it got, any JSON."""
+    return args
+
+
+@callee.function("test.reverse")
+def reverse(args: Any) -> str:
+    """Returns a string's code points in reverse order.
+
+    Raises:
+        TypeError: anything but a string.
+    """
+    if not isinstance(args, str):
+        raise TypeError("test.reverse takes a string")
+    return args[::-1]
+
+
+@callee.function("test.delay")
+async def delay(args: Any) -> int:
+    """Waits for so many milliseconds, a number or its digits, and returns them as an integer.
+
+    Raises:
+        TypeError, ValueError: as `delay_ms`.
+    """
+    from twisted.internet import reactor
+
+    return await wait(IReactorTime(reactor), delay_ms(args))
+
+
+def delay_ms(args: Any) -> int:
+    """What `test.delay` was asked for.
+
+    Raises:
+        TypeError: neither a string nor a number.
+        ValueError: no number of milliseconds from 0 to `DELAY_LIMIT_MS`.
+    """
+    if isinstance(args, bool) or not isinstance(args, (str, int, float)):
+        raise TypeError("test.delay takes milliseconds, as a string or a number")
+    try:
+        milliseconds = int(args)
+    except (ValueError, OverflowError):
+        raise ValueError(f"test.delay takes milliseconds, not {str(args)[:40]!r}") from None
+    if not 0 <= milliseconds <= DELAY_LIMIT_MS:
+        raise ValueError(f"test.delay takes 0 to {DELAY_LIMIT_MS} milliseconds")
+    return milliseconds
+
+
+def wait(clock: IReactorTime, milliseconds: int) -> Deferred[int]:
+    """Fires with `milliseconds` when they are over; cancelling is safe."""
+    return deferLater(clock, milliseconds / 1000, lambda: milliseconds)

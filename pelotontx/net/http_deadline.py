@@ -1,0 +1,129 @@
+"""How long an HTTP connection may take over what it does: the clock of `net.http`, and only its.
+
+One lazy timer a connection: it is set for the earliest moment that can matter, and looks then. A
+request that comes and goes in time costs it two attribute stores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from typing import Protocol as Interface
+
+from twisted.internet.protocol import Protocol
+
+from pelotontx.net.http_message import HTTPLimits
+from pelotontx.net.tcp import unsent_bytes
+from pelotontx.net.wheel import Timer, Wheel
+
+# What a connection waits for. HEAD: the rest of a head. IDLE: the next request. BODY: the rest of
+# a body. ANSWER: our own handler, or the peer's reading. CLOSING: the peer's last bytes.
+HEAD, IDLE, BODY, ANSWER, CLOSING = range(5)
+
+#: While a peer does not read, how often its progress is looked at.
+PROGRESS_S = 5.0
+
+
+class Owner(Interface):
+    """What all connections of a factory share."""
+
+    limits: HTTPLimits
+    wheel: Wheel
+
+    def now(self) -> float:
+        """The time in seconds."""
+
+
+class TimedConnection(Protocol):
+    """A connection that is in one of five phases, and not too long in any.
+
+    A subclass keeps the attributes true, and says in `expire` what lateness means.
+
+    Attributes:
+        phase: what is waited for.
+        since_s: when the phase began.
+        received: bytes of the present body.
+        received_s: when the last of them came.
+        written: bytes given to the transport in all.
+    """
+
+    owner: Owner
+    phase = HEAD
+    since_s = 0.0
+    received = 0
+    received_s = 0.0
+    written = 0
+
+    _timer: Timer | None = None
+    _timer_s = 0.0
+    _taken = 0  # of `written`, by the kernel, when last looked at
+    _taken_s: float | None = None  # and when that last grew
+
+    def expire(self) -> None:
+        """The phase has lasted too long."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Ends the connection, whatever is going on."""
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
+    def enter(self, phase: int) -> None:
+        """Begins a phase, and watches it."""
+        self.phase = phase
+        self.since_s = self.owner.now()
+        self.watch(self._due(self.since_s))
+
+    def watch(self, due_s: float) -> None:
+        """Looks at `due_s` or before."""
+        if self._timer is not None:
+            if self._timer_s <= due_s:
+                return
+            self._timer.cancel()
+        self._timer_s = due_s
+        delay_s = max(0.0, due_s - self.owner.now())
+        self._timer = self.owner.wheel.call_later(delay_s, self._look)
+
+    def unwatch(self) -> None:
+        """Leaves nothing in the wheel."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _due(self, now_s: float) -> float:
+        """When the present phase will have lasted too long."""
+        limits = self.owner.limits
+        if self.phase == IDLE:
+            return self.since_s + limits.keep_alive_s
+        if self.phase == HEAD:
+            return self.since_s + limits.head_s
+        if self.phase == BODY:
+            enough_s = self.since_s + self.received / limits.body_rate_bytes_s
+            slow_s = max(self.since_s + limits.body_rate_after_s, enough_s)
+            return min(self.received_s + limits.body_idle_s, slow_s)
+        if self.phase == CLOSING:
+            return self.since_s + limits.linger_s
+        return now_s + limits.unread_s  # a handler takes the time it takes
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s = self.owner.now()
+        unsent = unsent_bytes(self.transport)
+        if unsent and self._is_stuck(self.written - unsent, now_s):
+            self.abort()
+            return
+        if not unsent:
+            self._taken_s = None
+        due_s = self._due(now_s)
+        if due_s > now_s:
+            self.watch(min(due_s, now_s + PROGRESS_S) if unsent else due_s)
+        elif unsent and self.phase in (IDLE, CLOSING):
+            self.watch(now_s + PROGRESS_S)  # it is not idle: it is slow
+        else:
+            self.expire()
+
+    def _is_stuck(self, taken: int, now_s: float) -> bool:
+        """Whether the peer has read nothing for too long."""
+        if self._taken_s is None or taken > self._taken:
+            self._taken, self._taken_s = taken, now_s
+        return now_s - self._taken_s >= self.owner.limits.unread_s

@@ -1,0 +1,345 @@
+"""TCP and UNIX stream transports that send once a reactor turn, and the ports that accept them.
+
+`listen` and `connect` take Twisted's endpoint strings; for ``tcp:``, ``tcp6:`` and ``unix:`` the
+transports are ours, everything else (``ssl:``, ``systemd:`` ...) is Twisted's own. `corked` gives a
+reactor whose `listenTCP`, `connectTCP`, `listenUNIX` and `connectUNIX` do the same, for libraries
+that want a reactor.
+
+`write` appends to the transport's buffer and marks the transport dirty. The flush at the end of the
+turn is one `send`; what the kernel refuses goes the stock way, so producers, `loseConnection`,
+half-close and `abortConnection` are Twisted's. `startTLS` brings back the stock path whole.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from twisted.internet import address, tcp, unix
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.interfaces import (
+    IFileDescriptorReceiver,
+    IListeningPort,
+    IProtocol,
+    IProtocolFactory,
+)
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.logger import Logger
+
+from pelotontx.errors import ConfigError
+
+#: One read. The kernel gives less unless a peer uploads; larger reads only cost memory.
+READ_BYTES = 65536
+
+#: Connections that may wait to be accepted: a burst of reconnecting clients arrives within one
+#: turn. The kernel cuts it to net.core.somaxconn.
+BACKLOG = 1024
+
+_STOCK_BACKLOG = 50  # what an endpoint passes when its string says nothing
+
+_log = Logger()
+
+
+class _Cork:
+    """Flushes transports of a reactor that has no `dirty` list, by one `callLater(0)` a turn."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._transports: list[Corked] = []
+
+    def append(self, transport: Corked) -> None:
+        if not self._transports:
+            self._reactor.callLater(0, self._flush)
+        self._transports.append(transport)
+
+    def _flush(self) -> None:
+        transports, self._transports = self._transports, []
+        for transport in transports:
+            try:
+                transport.flush()
+            except Exception:  # producers resumed by a flush are foreign code
+                _log.failure("A producer failed")
+
+
+class Corked:
+    """Mixed into Twisted's stream transports, before them: see the module."""
+
+    _dirty = False
+    # Twisted's attributes that are used here
+    TLS: bool
+    connected: bool
+    producer: Any
+    producerPaused: bool
+    streamingProducer: bool
+    dataBuffer: bytes
+    offset: int
+    bufferSize: int
+    socket: Any
+    reactor: Any
+    protocol: Any
+    _writeDisconnected: bool
+    _tempDataBuffer: list[bytes]
+    _tempDataLen: int
+    _aborting: bool
+    _sendmsgQueue: ClassVar[Any] = ()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and not yet given to the kernel."""
+        return len(self.dataBuffer) - self.offset + self._tempDataLen
+
+    def write(self, data: bytes) -> None:
+        if self.TLS:
+            super().write(data)  # type: ignore[misc]
+            return
+        if type(data) is not bytes:
+            if isinstance(data, str):
+                raise TypeError("Data must be bytes, not str")
+            data = bytes(data)
+        if not data or not self.connected or self._writeDisconnected:
+            return
+        self._tempDataBuffer.append(data)
+        self._tempDataLen += len(data)
+        if not self._dirty:
+            self._mark()
+        if self.producer is not None and (self._tempDataLen > self.bufferSize or self.dataBuffer):
+            self._maybePauseProducer()  # type: ignore[attr-defined]
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        self.write(b"".join(iovec))
+
+    def _mark(self) -> None:
+        self._dirty = True
+        try:
+            self.reactor.dirty.append(self)
+        except AttributeError:
+            cork = self.reactor.__dict__.setdefault("_peloton_cork", _Cork(self.reactor))
+            cork.append(self)
+
+    def flush(self) -> None:
+        """One `send` of all that was written; called by the reactor at the end of its turn."""
+        self._dirty = False
+        pieces = self._tempDataBuffer
+        if not pieces or not self.connected or self._aborting:
+            return
+        if self.dataBuffer or self.TLS or self._sendmsgQueue:
+            self.startWriting()  # type: ignore[attr-defined]  # the stock path is at work already
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        try:
+            sent = self.socket.send(data)
+        except OSError:
+            sent = 0  # full, or broken: doWrite meets the same error and knows what to do
+        self._tempDataBuffer = []
+        self._tempDataLen = 0
+        if sent != len(data):
+            self.dataBuffer = data
+            self.offset = sent
+            self.startWriting()  # type: ignore[attr-defined]
+        elif self.producer is not None and (self.producerPaused or not self.streamingProducer):
+            self.producerPaused = False
+            self.producer.resumeProducing()
+
+    def doRead(self) -> Any:
+        try:
+            data = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
+            return CONNECTION_DONE
+        self.protocol.dataReceived(data)
+        return None
+
+
+class Server(Corked, tcp.Server):  # type: ignore[misc]
+    """An accepted TCP connection."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp.Server.__init__(self, sock, *arguments)
+
+
+class Port(tcp.Port):
+    """A listening TCP socket that accepts `Server` connections."""
+
+    transport = Server  # type: ignore[assignment]
+
+
+class UNIXServer(Corked, unix.Server):  # type: ignore[misc]
+    """An accepted connection of a UNIX socket.
+
+    File descriptors are received only by a protocol that provided `IFileDescriptorReceiver` when
+    the connection was made, and then the reads are Twisted's.
+    """
+
+    _sendmsgQueue: list[int]  # type: ignore[misc]
+
+    def __init__(self, sock: socket.socket, protocol: IProtocol, *arguments: Any) -> None:
+        unix.Server.__init__(self, sock, protocol, *arguments)
+        if IFileDescriptorReceiver.providedBy(protocol):
+            self.__dict__["doRead"] = super(Corked, self).doRead
+
+
+class UNIXPort(unix.Port):
+    """A listening UNIX socket that accepts `UNIXServer` connections."""
+
+    transport = UNIXServer
+
+
+class Client(Corked, tcp.Client):  # type: ignore[misc]
+    """An outgoing TCP connection."""
+
+    def _connectDone(self) -> None:
+        self.setTcpNoDelay(True)
+        tcp.Client._connectDone(self)
+
+
+class UNIXClient(Corked, unix.Client):  # type: ignore[misc]
+    """An outgoing connection to a UNIX socket."""
+
+    _sendmsgQueue: list[int]  # type: ignore[misc]
+
+
+class _Connector(tcp.Connector):
+    def _makeTransport(self) -> tcp.Client:
+        return Client(self.host, self.port, self.bindAddress, self, self.reactor)  # type: ignore[no-untyped-call]
+
+
+class _UNIXConnector(unix.Connector):
+    def _makeTransport(self) -> unix.Client:  # type: ignore[override]
+        return UNIXClient(self.address, self, self.reactor, self.checkPID)  # type: ignore[no-untyped-call]
+
+
+class CorkedReactor:
+    """A reactor's face whose stream connections are ours; everything else is the reactor's own.
+
+    Args:
+        reactor: the one that does the work.
+        backlog: replaces Twisted's default of 50 where a caller does not ask for another number.
+    """
+
+    def __init__(self, reactor: Any, *, backlog: int = BACKLOG) -> None:
+        self._reactor = reactor
+        self._backlog = backlog
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(
+        self, port: int, factory: Any, backlog: int = _STOCK_BACKLOG, interface: Any = ""
+    ) -> IListeningPort:
+        listening = Port(port, factory, self._deeper(backlog), interface, self._reactor)
+        listening.startListening()
+        return listening
+
+    def listenUNIX(
+        self,
+        address: Any,
+        factory: Any,
+        backlog: int = _STOCK_BACKLOG,
+        mode: int = 0o666,
+        wantPID: int = 0,
+    ) -> IListeningPort:
+        backlog = self._deeper(backlog)
+        listening = UNIXPort(address, factory, backlog, mode, self._reactor, wantPID)
+        listening.startListening()  # type: ignore[no-untyped-call]
+        return listening
+
+    def connectTCP(
+        self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None
+    ) -> Any:
+        connector = _Connector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector.connect()
+        return connector
+
+    def connectUNIX(
+        self, address: Any, factory: Any, timeout: float = 30, checkPID: int = 0
+    ) -> Any:
+        connector = _UNIXConnector(address, factory, timeout, self._reactor, checkPID)  # type: ignore[no-untyped-call]
+        connector.connect()
+        return connector
+
+    def _deeper(self, backlog: int) -> int:
+        return self._backlog if backlog == _STOCK_BACKLOG else backlog
+
+
+def corked(reactor: Any) -> Any:
+    """The same reactor with our TCP and UNIX stream transports, for any library that takes one."""
+    return CorkedReactor(reactor)
+
+
+def listen(
+    reactor: Any, description: str, factory: IProtocolFactory, *, backlog: int = BACKLOG
+) -> Deferred[IListeningPort]:
+    """Listens where an endpoint string says.
+
+    Args:
+        reactor: any Twisted reactor; on `PelotonReactor` it is fastest.
+        description: as for `twisted.internet.endpoints.serverFromString`, every option included:
+            ``tcp:8080:interface=127.0.0.1``, ``unix:/run/peloton.sock:mode=660:lockfile=0``.
+        factory: builds the protocols.
+        backlog: connections that may wait; a ``backlog=`` in the string wins.
+
+    Returns:
+        The port; its `stopListening` returns a Deferred. Errbacks with `CannotListenError` when
+        the address cannot be had.
+
+    Raises:
+        ConfigError: the string is not an endpoint; its `path` is the string.
+    """
+    explicit = re.search(r"(?<!\\):backlog=(\d+)", description)
+    ours = CorkedReactor(reactor, backlog=int(explicit[1]) if explicit else backlog)
+    endpoint = _parsed(serverFromString, ours, description)
+    listening: Deferred[IListeningPort] = endpoint.listen(factory)
+    return listening
+
+
+def connect(reactor: Any, description: str, factory: IProtocolFactory) -> Deferred[IProtocol]:
+    """Connects to a client endpoint string (``tcp:host:port``, ``unix:path``, ``tls:host:port``).
+
+    Returns:
+        The connected protocol; cancelling ends the attempt. Errbacks with `ConnectError`.
+
+    Raises:
+        ConfigError: the string is not an endpoint.
+    """
+    endpoint = _parsed(clientFromString, CorkedReactor(reactor), description)
+    connecting: Deferred[IProtocol] = endpoint.connect(factory)
+    return connecting
+
+
+def _parsed(parse: Any, reactor: CorkedReactor, description: str) -> Any:
+    try:
+        endpoint = parse(reactor, description)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError) as error:
+        reason = f"not an endpoint string such as tcp:8080:interface=127.0.0.1 ({error})"
+        raise ConfigError(description, reason) from error
+    port = getattr(endpoint, "_port", 0)
+    if isinstance(port, int) and not 0 <= port <= 65535:
+        raise ConfigError(description, f"{port} is not a port: 0 to 65535")
+    return endpoint
+
+
+def unsent_bytes(transport: Any) -> int:
+    """What was written to a transport and has not reached the kernel.
+
+    Looks through TLS to the socket's own transport. 0 for a transport that cannot tell.
+    """
+    while not isinstance(transport, FileDescriptor):
+        transport = getattr(transport, "transport", None) or getattr(transport, "_connection", None)
+        if transport is None:
+            return 0
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def peer_name(peer: Any) -> str:
+    """A peer's address for logs and limits: the IP address, or ``unix``."""
+    if isinstance(peer, address.IPv4Address | address.IPv6Address):
+        return str(peer.host)
+    return "unix" if isinstance(peer, address.UNIXAddress) else str(peer)
