@@ -265,8 +265,6 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # The connection.
-
     def connect(self, *, retry: bool = True) -> Deferred[None]:
         """Connects, and from then on connects again whenever the connection is lost.
 
@@ -304,8 +302,6 @@ class Client:
             tls=self._tls,
             options=self._options,
         )
-
-    # Called by the Redial.
 
     def state_changed(self, state: State, cause: Disconnected | None) -> None:
         """For the `Redial`."""

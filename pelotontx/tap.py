@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 if "twisted.internet.reactor" not in sys.modules:
@@ -18,16 +19,18 @@ if "twisted.internet.reactor" not in sys.modules:
 
     _reactor_module.install()
 
-from twisted.application.service import IService
+from twisted.application.service import IService, MultiService
 from twisted.internet import reactor
 from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
 
 import pelotontx
 from pelotontx import config as configuration
 from pelotontx import services
 from pelotontx.errors import ConfigError
+from pelotontx.ops.logging import observer
 
 _DEMO_CALLEE = configuration.CalleeConfig(object="pelotontx.demo.callee:callee")
 
@@ -49,7 +52,7 @@ class Options(usage.Options):
     compData = usage.Completions(optActions={"config": usage.CompleteFiles("*.toml")})
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self["listen"] = []
 
     def opt_listen(self, description: str) -> None:
@@ -91,11 +94,33 @@ def makeService(options: Options) -> IService:
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return services.build(
+        server = services.build(
             config, reactor=reactor, on_failure=_start_failed, on_stopping=_stop_at_once_next
         )
     except ConfigError as error:
         _exit(str(error))
+    return _Logged(server, config.log) if _logs_to_terminal(options) else server
+
+
+def _logs_to_terminal(options: Options) -> bool:
+    """Whether twistd would log to standard output: other ways of logging are its own affair."""
+    parent = getattr(options, "parent", None) or {}
+    asked = ("logfile", "syslog", "logger")
+    return bool(parent.get("nodaemon")) and not any(parent.get(name) for name in asked)
+
+
+class _Logged(MultiService):
+    """Carries our log observer to the application that it is put into."""
+
+    def __init__(self, server: MultiService, config: configuration.LogConfig) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._observer = observer(sys.stdout, level=config.level, format=config.format)
+        server.setServiceParent(self)
+
+    def setServiceParent(self, parent: Any) -> None:
+        if isinstance(parent, Componentized):  # twistd's Application
+            parent.setComponent(ILogObserver, self._observer)
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
 
 def _start_failed(error: BaseException) -> None:
@@ -105,7 +130,7 @@ def _start_failed(error: BaseException) -> None:
     else:
         _log.failure("The server cannot start")
     atexit.register(_exit_with_failure)
-    reactor.stop()  # type: ignore[attr-defined]
+    reactor.stop()
 
 
 def _exit_with_failure() -> None:
@@ -116,9 +141,11 @@ def _exit_with_failure() -> None:
 
 
 def _stop_at_once_next() -> None:
-    """From now on another SIGTERM or SIGINT ends the process at once; children go with it."""
+    """From now on another SIGTERM or SIGINT ends the process at once, and its children with it."""
 
     def end(number: int, frame: object) -> None:
+        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
         os._exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):

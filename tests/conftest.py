@@ -1,4 +1,7 @@
-"""Chooses the reactor before anything imports one: PELOTON_TEST_REACTOR=peloton|epoll|asyncio."""
+"""Chooses the reactor before anything imports one: PELOTON_TEST_REACTOR=peloton|epoll|asyncio.
+
+For asyncio pytest-twisted wants to be told too, and installs it: ``pytest --reactor asyncio``.
+"""
 
 import os
 
@@ -12,9 +15,5 @@ elif _REACTOR == "epoll":
     from twisted.internet import epollreactor
 
     epollreactor.install()
-elif _REACTOR == "asyncio":
-    from twisted.internet import asyncioreactor
-
-    asyncioreactor.install()
-else:
+elif _REACTOR != "asyncio":
     raise RuntimeError(f"PELOTON_TEST_REACTOR={_REACTOR}: peloton, epoll or asyncio")

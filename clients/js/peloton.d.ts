@@ -104,7 +104,10 @@ export interface Options {
   heartbeat?: number;
   /** Delays between attempts to reconnect: each one is random between 0 and its bound. */
   backoff?: Backoff;
-  /** Most requests that wait for the connection, 1000; one more rejects with QueueFull. */
+  /**
+   * Most requests that wait for the connection, 1000; one more rejects with QueueFull. They go out
+   * in portions of 50 a second, so that no server's limits are passed.
+   */
   waitingLimit?: number;
   /** Most requests that wait for their answers, 10 000; one more rejects with QueueFull. */
   pendingLimit?: number;
@@ -182,7 +185,10 @@ export interface Events {
   state: CustomEvent<StateDetail>;
   /** After a reconnection the server sends a channel's events again; those in between are missed. */
   resubscribed: CustomEvent<SubscriptionDetail>;
-  /** After a reconnection the server refused a channel (a code below 500): the subscription is over. */
+  /**
+   * After a reconnection the server refused a channel for good: the subscription is over. With 429
+   * and from 500 on it is tried again.
+   */
   refused: CustomEvent<SubscriptionDetail & { error: Refused }>;
 }
 

@@ -55,6 +55,8 @@ const LONGEST_MS = 2 ** 31 - 1;
 const NORMAL = 1000;
 const NO_HEARTBEAT = 4000;
 const BAD_FRAME = 4002;
+// NACK: later perhaps.
+const TOO_MANY = 429;
 
 const DEFAULTS = {
   timeout: 10_000,
@@ -66,6 +68,11 @@ const DEFAULTS = {
 };
 // `stable`: a connection that lived this long was a good one, and the next delay starts small again.
 const BACKOFF = { min: 500, max: 20_000, factor: 2, stable: 5000 };
+
+// What has waited for a connection goes out in portions: servers limit the rate of messages (ours to
+// 50 a second and 100 at once) and hang up on those who pass it by far.
+const PORTION = 50;
+const PORTION_EVERY_MS = 1000;
 
 const systemClock = {
   now: () => performance.now(),
@@ -171,7 +178,10 @@ export class Peloton extends EventTarget {
   #connectTimer;
   #retryTimer;
   #heartbeatTimer;
-  /** uuid -> request, oldest first; those not yet sent wait for the connection. */
+  #portionTimer;
+  /** Whether some requests still wait although the connection is open; later ones queue behind. */
+  #inPortions = false;
+  /** uuid -> request in the order of sending; those not yet sent wait for the connection. */
   #pending = new Map();
   #waiting = 0;
   /** key -> entry: what the server has been, or will be, told to send us. */
@@ -317,13 +327,26 @@ export class Peloton extends EventTarget {
   #opened() {
     this.#clock.clearTimeout(this.#connectTimer);
     this.#openedAt = this.#heardAt = this.#clock.now();
+    this.#inPortions = true;
     this.#setState("open");
+    if (this.#state !== "open") return;
     // Subscriptions first: an event published by one of the waiting requests must not be missed.
+    const waiting = [...this.#pending];
+    this.#pending.clear();
     for (const entry of this.#entries.values()) this.#sub(entry);
-    for (const request of this.#pending.values()) {
-      if (!request.sent) this.#send(request, request.deadline - this.#clock.now());
-    }
+    for (const [uuid, request] of waiting) this.#pending.set(uuid, request);
+    this.#sendPortion();
     this.#armHeartbeat(this.#options.heartbeat);
+  }
+
+  #sendPortion() {
+    const waiting = [...this.#pending.values()].filter((request) => !request.sent);
+    for (const request of waiting.slice(0, PORTION)) {
+      this.#send(request, request.deadline - this.#clock.now());
+    }
+    this.#inPortions = waiting.length > PORTION;
+    if (!this.#inPortions) return;
+    this.#portionTimer = this.#clock.setTimeout(() => this.#sendPortion(), PORTION_EVERY_MS);
   }
 
   /** Gives a connection up without waiting for the peer, who may be gone. */
@@ -346,9 +369,10 @@ export class Peloton extends EventTarget {
   }
 
   #detach() {
-    for (const timer of [this.#connectTimer, this.#retryTimer, this.#heartbeatTimer]) {
-      this.#clock.clearTimeout(timer);
-    }
+    this.#clock.clearTimeout(this.#connectTimer);
+    this.#clock.clearTimeout(this.#retryTimer);
+    this.#clock.clearTimeout(this.#heartbeatTimer);
+    this.#clock.clearTimeout(this.#portionTimer);
     this.#retryTimer = undefined;
     this.#openedAt = null;
     if (this.#socket === null) return;
@@ -409,7 +433,8 @@ export class Peloton extends EventTarget {
       signal?.throwIfAborted();
       checkTimeout(timeout);
       this.#refuseIfClosed();
-      this.#checkRoom();
+      // Subscriptions are the application's own; that they are many must not lose any.
+      if (type !== SUB) this.#checkRoom();
       const uuid = newUuid();
       const request = { uuid, type, payload, uri, sent: false, deadline: this.#clock.now() + timeout };
       const timer = this.#clock.setTimeout(() => this.#expire(request, expired()), timeout);
@@ -426,13 +451,13 @@ export class Peloton extends EventTarget {
       signal?.addEventListener("abort", aborted);
       this.#waiting += 1;
       this.#pending.set(uuid, request);
-      if (this.#state === "open") this.#send(request, timeout);
+      if (this.#state === "open" && !this.#inPortions) this.#send(request, timeout);
     });
   }
 
   #checkRoom() {
     const { waitingLimit, pendingLimit, bufferLimit } = this.#options;
-    if (this.#state !== "open" && this.#waiting >= waitingLimit) {
+    if (this.#waiting >= waitingLimit) {
       throw new QueueFull(`${waitingLimit} requests wait for the connection`);
     }
     if (this.#pending.size >= pendingLimit) {
@@ -555,8 +580,8 @@ export class Peloton extends EventTarget {
 
   #subFailed(entry, error) {
     if (this.#entries.get(entry.key) !== entry || error instanceof ConnectionLost) return;
-    const refused = error instanceof Refused;
-    if (refused && (!entry.active || error.code < 500)) {
+    const final = error instanceof Refused && error.code < 500 && error.code !== TOO_MANY;
+    if (final || (error instanceof Refused && !entry.active)) {
       this.#entries.delete(entry.key);
       entry.confirmed.reject(error);
       if (entry.active) {
@@ -564,7 +589,7 @@ export class Peloton extends EventTarget {
       }
       return;
     }
-    // The server is there, its broker not yet: what was subscribed before shall be so again.
+    // The server is there but busy, or its broker is not: what was subscribed shall be so again.
     entry.timer = this.#clock.setTimeout(() => this.#sub(entry), this.#delay(entry.failures));
     entry.failures += 1;
   }

@@ -158,8 +158,15 @@ class PubSub(Part, Protocol):
 class Broker(Part, Protocol):
     """A broker: what its parts share, and the parts, each started by whoever uses it."""
 
-    caller: Caller
-    pubsub: PubSub
+    @property
+    def caller(self) -> Caller:
+        """The server's side of calls."""
+        ...
+
+    @property
+    def pubsub(self) -> PubSub:
+        """Events."""
+        ...
 
     @property
     def available(self) -> bool:

@@ -45,11 +45,10 @@ def run(name: str, *, broker_url: str, concurrency: int) -> int:
     except ConfigError as error:
         print(f"peloton callee: {error}", file=sys.stderr)
         return 1
-    _log.info("Serving {name} from {url}", name=name, url=without_password(broker_url))
-    return _serve(reactor, service)
+    return _serve(reactor, service, name, without_password(broker_url))
 
 
-def _serve(reactor: Any, service: IService) -> int:
+def _serve(reactor: Any, service: IService, name: str, url: str) -> int:
     """Runs the service; the reactor's own handling of signals asks it to stop and waits for it."""
     status = 0
 
@@ -60,6 +59,8 @@ def _serve(reactor: Any, service: IService) -> int:
         reactor.stop()
 
     def start() -> Deferred[Any]:
+        # Signals are handled from here on.
+        _log.info("Serving {name} from {url}", name=name, url=url)
         return maybeDeferred(service.startService).addErrback(failed)
 
     service.privilegedStartService()

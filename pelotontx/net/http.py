@@ -402,9 +402,11 @@ class HTTPConnection(TimedConnection):
         if not self._keep:
             self._close()
             return
+        if self._choked:
+            return  # `resumeProducing` comes back here
         self.phase = IDLE
         self.since_s = self.owner.now()
-        if not self._consuming and not self._choked:
+        if not self._consuming:
             self._advance()
 
     def _advance(self) -> None:
@@ -538,7 +540,7 @@ class HTTPConnection(TimedConnection):
             room.callback(None)
         elif self._tail is not None:
             self._write_tail()
-        elif self.phase in (ANSWER, IDLE) and self._running is None and not self._consuming:
+        elif self.phase == ANSWER and self._running is None and not self._consuming:
             self._finish()
 
     def stopProducing(self) -> None:

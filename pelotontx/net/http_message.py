@@ -171,8 +171,9 @@ class Request:
 
     @property
     def client(self) -> str:
-        """The peer's IP address as text, or ``unix``."""
-        return peer_name(self.peer)
+        """The peer's IP address as text, or ``unix``; empty without a connection."""
+        peer = self.peer
+        return "" if peer is None else peer_name(peer)
 
     @property
     def is_secure(self) -> bool:

@@ -13,27 +13,23 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from random import random
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 import txredisapi
-from twisted.application.internet import ClientService
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IReactorTime,
-    IStreamClientEndpoint,
-)
+from twisted.internet.error import ConnectError, ConnectingCancelledError
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pelotontx.errors import BrokerUnavailable, ConfigError
+from pelotontx.net.kept import Backoff
+from pelotontx.net.process import Moment
 from pelotontx.net.tcp import corked
 
 Argument: TypeAlias = bytes | str | int
@@ -59,6 +55,7 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         self.replies = 0
         self.is_lost = False
         self.on_lost: Callable[[], None] = lambda: None
+        self.lost: Moment[None] = Moment()
 
     @property
     def waiting(self) -> int:
@@ -106,6 +103,7 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         waiting, self._waiting = self._waiting, deque()
         for on_reply in waiting:
             on_reply(BrokerUnavailable("the connection to Redis is lost"))
+        self.lost.happen(None)
 
 
 class SubscriberConnection(RedisConnection):
@@ -182,9 +180,7 @@ class RedisAddress:
     def endpoint(self, reactor: Any, *, timeout_s: float) -> IStreamClientEndpoint:
         """The endpoint to connect to."""
         if self.path:
-            return UNIXClientEndpoint(  # type: ignore[no-untyped-call]
-                reactor, self.path, timeout=timeout_s
-            )
+            return UNIXClientEndpoint(reactor, self.path, timeout=timeout_s)
         return HostnameEndpoint(reactor, self.host.encode(), self.port, timeout=timeout_s)
 
     def __str__(self) -> str:
@@ -232,29 +228,29 @@ class RedisLink:
         on_up: Callable[[Any], Awaitable[None] | None] = lambda connection: None,
         on_down: Callable[[], None] = lambda: None,
     ) -> None:
-        self._reactor: Any = reactor
+        self.connection: Any = None
+        self.on_up = on_up
+        self._reactor = reactor
         self._address = address
+        self._endpoint = address.endpoint(corked(reactor), timeout_s=connect_timeout_s)
+        self._factory = Factory.forProtocol(connection_class)
+        self._factory.noisy = False
         self._name = name
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
-        self.on_up = on_up
         self._on_down = on_down
+        self._keeping: Deferred[None] | None = None
+        self._latest: RedisConnection | None = None
         self._watchdog: IDelayedCall | None = None
-        self._was_reported = False
-        self.connection: Any = None
-        self._factory = _Factory(self, connection_class)
-        self._service = ClientService(
-            address.endpoint(corked(reactor), timeout_s=connect_timeout_s),
-            self._factory,
-            retryPolicy=self._retry_delay_s,
-            clock=reactor,
-            prepareConnection=self._prepare,  # type: ignore[arg-type]
-        )
-        self._service.name = name
 
     def start(self) -> None:
         """Begins to connect; never fails."""
-        self._service.startService()
+        self._keeping = Deferred.fromCoroutine(self._keep())
+        self._keeping.addErrback(self._stopped_keeping)
+
+    def _stopped_keeping(self, failure: Failure) -> None:
+        if failure.check(CancelledError, ConnectingCancelledError) is None:
+            self._log.failure("{address}: not kept up", failure, address=self._address)
 
     def stop(self) -> Deferred[None]:
         """Fires when the connection is gone and nothing is left in the reactor."""
@@ -262,13 +258,101 @@ class RedisLink:
 
     async def _stop(self) -> None:
         self._cancel_watchdog()
-        if not self._service.running:
+        keeping, self._keeping = self._keeping, None
+        if keeping is None:
             return
-        stopped = self._service.stopService()
-        if self.connection is not None:
-            self.connection.transport.abortConnection()
-        if stopped is not None:
-            await stopped
+        keeping.cancel()
+        latest, self._latest = self._latest, None
+        if latest is not None and not latest.is_lost:
+            latest.transport.abortConnection()
+            await latest.lost.wait()
+
+    async def _keep(self) -> None:
+        backoff = Backoff()
+        is_reported = False
+        while True:
+            try:
+                connection = await self._connect()
+            except (OSError, ConnectError, txredisapi.RedisError, BrokerUnavailable) as error:
+                if not is_reported:
+                    is_reported = True
+                    self._log.warn(
+                        "{address}: no connection, trying on: {error}",
+                        address=self._address,
+                        error=error,
+                    )
+                await deferLater(self._reactor, backoff.next_s())
+                continue
+            if is_reported:
+                is_reported = False
+                self._log.info("{address}: connected", address=self._address)
+            up_since_s = self._reactor.seconds()
+            await connection.lost.wait()
+            # One that is up and down again at once must not be asked without pause.
+            if self._reactor.seconds() - up_since_s > backoff.limit_s:
+                backoff.reset()
+            await deferLater(self._reactor, backoff.next_s())
+
+    async def _connect(self) -> RedisConnection:
+        connection: Any = await self._endpoint.connect(self._factory)
+        self._latest = connection
+        timeout = self._reactor.callLater(
+            self._connect_timeout_s, connection.transport.abortConnection
+        )
+        try:
+            await self._log_in(connection)
+        except BaseException:  # cancelled, too
+            if not connection.is_lost:
+                connection.transport.abortConnection()
+            raise
+        finally:
+            if timeout.active():
+                timeout.cancel()
+        if connection.is_lost:
+            raise BrokerUnavailable("lost while logging in")
+        self.connection = connection
+        connection.on_lost = self._lost
+        self._watch(connection)
+        return connection  # type: ignore[no-any-return]
+
+    async def _log_in(self, connection: Any) -> None:
+        if self._address.password is not None:
+            await connection.auth(self._address.password, self._address.username)
+        if self._address.db:
+            await connection.select(self._address.db)
+        await connection.execute_command("CLIENT", "SETNAME", self._name)
+        ready = self.on_up(connection)
+        if ready is not None:
+            await ready
+
+    def _lost(self) -> None:
+        self.connection = None
+        self._cancel_watchdog()
+        self._on_down()
+
+    def _watch(self, connection: RedisConnection) -> None:
+        self._watchdog = self._reactor.callLater(
+            self._reply_timeout_s, self._check, connection, connection.replies
+        )
+
+    def _check(self, connection: RedisConnection, replies_before: int) -> None:
+        self._watchdog = None
+        if connection.waiting and connection.replies == replies_before:
+            self._log.warn(
+                "{address}: no reply in {seconds} s, reconnecting",
+                address=self._address,
+                seconds=self._reply_timeout_s,
+            )
+            connection.transport.abortConnection()
+            return
+        if not connection.waiting:
+            connection.send(ignore_reply, "PING")
+        self._watch(connection)
+
+    def _cancel_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
 
     def send(self, on_reply: OnReply, *command: Argument) -> None:
         """As `RedisConnection.send`; answers `BrokerUnavailable` at once while down."""
@@ -284,96 +368,6 @@ class RedisLink:
             return fail(BrokerUnavailable(f"no connection to {self._address}"))
         result: Deferred[Any] = self.connection.execute_command(*command)
         return result
-
-    def _retry_delay_s(self, attempt: int) -> float:
-        if not self._was_reported:
-            self._was_reported = True
-            self._log.warn("{address}: no connection, trying on", address=self._address)
-        # Full jitter over 0.1 s doubling to 5 s: a fleet must not come back in step.
-        ceiling_s: float = min(5.0, 0.1 * 2.0 ** min(attempt, 10))
-        return 0.05 + ceiling_s * random()
-
-    async def _prepare(self, proxy: object) -> None:
-        connection = self._factory.latest  # ClientService hands us a proxy of it
-        assert connection is not None
-        timeout = self._reactor.callLater(
-            self._connect_timeout_s, connection.transport.abortConnection
-        )
-        try:
-            if self._address.password is not None:
-                await connection.auth(self._address.password, self._address.username)
-            if self._address.db:
-                await connection.select(self._address.db)
-            await connection.execute_command("CLIENT", "SETNAME", self._name)
-            ready = self.on_up(connection)
-            if ready is not None:
-                await ready
-        except Exception as error:
-            self._log.error("{address}: {error!r}", address=self._address, error=error)
-            connection.transport.abortConnection()
-            raise
-        finally:
-            if timeout.active():
-                timeout.cancel()
-        if connection.is_lost:
-            raise BrokerUnavailable("lost while logging in")
-        self.connection = connection
-        if self._was_reported:
-            self._was_reported = False
-            self._log.info("{address}: connected", address=self._address)
-        self._watch(connection, connection.replies)
-
-    def _watch(self, connection: RedisConnection, replies_before: int) -> None:
-        self._cancel_watchdog()
-        self._watchdog = self._reactor.callLater(
-            self._reply_timeout_s, self._check, connection, replies_before
-        )
-
-    def _check(self, connection: RedisConnection, replies_before: int) -> None:
-        self._watchdog = None
-        if connection is not self.connection:
-            return
-        if connection.waiting and connection.replies == replies_before:
-            self._log.warn(
-                "{address}: no reply in {seconds} s, reconnecting",
-                address=self._address,
-                seconds=self._reply_timeout_s,
-            )
-            connection.transport.abortConnection()
-            return
-        if not connection.waiting:
-            connection.send(ignore_reply, "PING")
-        self._watch(connection, connection.replies)
-
-    def _cancel_watchdog(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-
-    def lost(self, connection: RedisConnection) -> None:
-        """A connection of ours is gone (told by the factory)."""
-        if connection is self.connection:
-            self.connection = None
-            self._cancel_watchdog()
-            self._on_down()
-
-
-class _Factory(Factory):
-    """Makes the connections of one link and tells it of their end."""
-
-    noisy = False
-
-    def __init__(self, link: RedisLink, connection_class: type[RedisConnection]) -> None:
-        self._link = link
-        self._connection_class = connection_class
-        self.latest: RedisConnection | None = None
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        connection = self._connection_class()
-        connection.factory = self
-        connection.on_lost = partial(self._link.lost, connection)
-        self.latest = connection
-        return connection
 
 
 def client_name(role: str) -> str:

@@ -179,7 +179,7 @@ def read_head(head: bytes, method: bytes, rest: bytes, limits: HeadLimits) -> Fr
         if _VERSION.match(rest):
             raise RefusedRequest(505, "HTTP/1.0 and HTTP/1.1 are spoken here")
         raise RefusedRequest(400, "malformed request line")
-    if method not in METHODS and _TOKEN.fullmatch(method):
+    if method not in METHODS and method[:1].isupper() and _TOKEN.fullmatch(method):
         raise RefusedRequest(501, "method not implemented")
     _judge.judge(head)
     try:

@@ -65,6 +65,7 @@ def _fail(args: Any) -> None:
     raise ValueError(f"not {args}")
 
 
+@pytest.mark.reactors
 class TestCalls:
     @pytest_twisted.ensureDeferred
     async def test_stored_comes_before_answered_and_args_are_kept_byte_for_byte(
@@ -233,6 +234,7 @@ class TestCalls:
         await eventually(reactor, lambda: ("answered", 1, b'"finished"') in peer.told)
 
 
+@pytest.mark.reactors
 class TestEvents:
     @pytest_twisted.ensureDeferred
     async def test_events_of_a_publisher_come_in_order_on_every_server(self, world: World) -> None:

@@ -167,6 +167,31 @@ def test_callee_that_cannot_be_found_is_told():
     assert "Traceback" not in done.stderr
 
 
+def test_object_that_is_no_callee_is_told(tmp_path):
+    (tmp_path / "mine.py").write_text("callee = 1\n")
+    command = [PELOTON, "callee", "mine:callee"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert '"mine:callee" is not a pelotontx.backend.callee.Callee' in done.stderr
+
+
+def test_callee_waits_for_its_broker_and_ends_at_sigterm(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from pelotontx.backend.callee import Callee\ncallee = Callee()\n"
+        "@callee.function('mine')\ndef mine(args):\n    return args\n"
+    )
+    # Port 1 is nobody's, and the password must not be printed.
+    command = [PELOTON, "callee", "mine:callee", "--broker", "redis://:secret@127.0.0.1:1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        log = process.stderr.readline()
+        assert "Serving mine:callee" in log
+        process.send_signal(signal.SIGTERM)
+        log += process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "secret" not in log
+    assert "Traceback" not in log
+
+
 def test_configuration_commands_are_there(tmp_path):
     done = peloton("default-config")
     assert done.returncode == 0

@@ -212,6 +212,66 @@ test("a resubscription that meets a broken broker is tried again until it works"
   assert.equal(world.clock.timers, 0);
 });
 
+test("a resubscription that comes too fast for the server is tried again", async () => {
+  const world = setupOpen();
+  await subscribed(world, "a", () => {});
+  world.socket.lose();
+  await world.clock.advance(500);
+  world.socket.open();
+  world.socket.nack(429, "too many messages");
+  await world.clock.advance(250);
+  assert.deepEqual(sentTypes(world.socket), ["SUB", "SUB"]);
+});
+
+test("what has waited goes out in portions, what comes later behind it", async () => {
+  const world = setup();
+  for (let n = 0; n < 30; n++) world.client.subscribe(`c${n}`, () => {});
+  for (let n = 0; n < 90; n++) world.client.call("a", n, { timeout: 5000 });
+  world.socket.open();
+  world.client.call("a", 90, { timeout: 5000 });
+  assert.equal(world.socket.frames.length, 50);
+  assert.equal(sentTypes(world.socket).lastIndexOf("SUB"), 29);
+  await world.clock.advance(1000);
+  assert.equal(world.socket.frames.length, 100);
+  assert.equal(world.socket.lastSent.payload.timeout, 4e9);
+  await world.clock.advance(1000);
+  assert.equal(world.socket.frames.length, 121);
+  const calls = world.socket.sent.filter(({ meta }) => meta.type === 1);
+  assert.deepEqual(calls.map(({ payload }) => payload.args), [...Array(91).keys()]);
+  world.client.call("a", 91);
+  assert.equal(world.socket.lastSent.payload.args, 91);
+});
+
+test("a loss between two portions keeps the rest for the next connection", async () => {
+  const world = setup();
+  for (let n = 0; n < 60; n++) world.client.call("a", n, { timeout: 5000 }).catch(() => {});
+  world.socket.open();
+  world.socket.lose();
+  await world.clock.advance(2000);
+  world.socket.open();
+  assert.deepEqual(world.socket.sent.map(({ payload }) => payload.args), [...Array(10).keys()].map((n) => n + 50));
+});
+
+test("a request made by a listener of the state goes out behind the subscriptions", async () => {
+  const world = setupOpen();
+  await subscribed(world, "a", () => {});
+  world.client.addEventListener("state", ({ detail }) => {
+    if (detail.state === "open") world.client.publish("a", 1);
+  });
+  world.socket.lose();
+  await world.clock.advance(500);
+  world.socket.open();
+  assert.deepEqual(sentTypes(world.socket), ["SUB", "PUB"]);
+});
+
+test("a listener of the state may close the client", () => {
+  const world = setup();
+  world.client.addEventListener("state", () => world.client.close());
+  world.socket.open();
+  assert.equal(world.client.state, "closed");
+  assert.equal(world.clock.timers, 0);
+});
+
 test("a resubscription that is not allowed any more ends with a refused event", async () => {
   const world = setupOpen();
   await subscribed(world, "a", () => {});

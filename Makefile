@@ -1,0 +1,54 @@
+# make run    serve the demo on http://127.0.0.1:8080/ (another port: make run PORT=9090)
+# make test   install what the tests need, Debian packages included, and run them
+# make lint   style and types
+# make bench  the benchmarks
+# make clean  remove what the others made
+
+PORT ?= 8080
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test test-reactors lint bench clean debian conformance
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV) || { echo "hint: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable . \
+		--config-settings editable_mode=compat
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,dev]" \
+		--config-settings editable_mode=compat
+	touch $@
+
+run: $(VENV)/.installed
+	exec $(BIN)/twistd --nodaemon --pidfile= peloton --config examples/demo/peloton.toml \
+		--listen tcp:$(PORT):interface=127.0.0.1
+
+debian:
+	tests/install-debian-packages
+
+test: debian $(VENV)/.tests
+	$(BIN)/python -m pytest tests/unit tests/integration
+	$(MAKE) --no-print-directory test-reactors
+	if command -v node >/dev/null; then node --test clients/js/test/; fi
+
+# The short set that also runs on Twisted's own reactors.
+test-reactors: $(VENV)/.tests
+	PELOTON_TEST_REACTOR=epoll $(BIN)/python -m pytest -m reactors tests/integration
+	PELOTON_TEST_REACTOR=asyncio $(BIN)/python -m pytest --reactor asyncio -m reactors \
+		tests/integration
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.tests
+	$(BIN)/python benchmarks/http.py
+	$(BIN)/python benchmarks/rpc.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

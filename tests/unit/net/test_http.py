@@ -1,0 +1,758 @@
+"""The HTTP connection over a transport in memory, with a clock that is turned by hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from pelotontx.errors import LocalProtocolError
+from pelotontx.net.http import (
+    SLICE_BYTES,
+    BodyWriter,
+    HTTPConnection,
+    HTTPFactory,
+    HTTPLimits,
+    Request,
+    Response,
+    Upgrade,
+)
+from pelotontx.net.wheel import Wheel
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Wire(StringTransport):
+    """A transport that keeps what is written, and tells how it was ended."""
+
+    aborted = False
+    half_closed = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+    @property
+    def ended(self) -> bool:
+        return self.disconnecting or self.half_closed or self.aborted
+
+    def taken(self) -> bytes:
+        data: bytes = self.value()
+        self.clear()
+        return data
+
+
+class HTTPCase(SynchronousTestCase):
+    limits = HTTPLimits()
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000_000)
+        self.wheel = Wheel(self.clock)
+        self.requests: list[Request] = []
+        self.results: dict[str, Any] = {}
+        self.factory = HTTPFactory(
+            self.handle, wheel=self.wheel, clock=self.clock, limits=self.limits
+        )
+
+    def handle(self, request: Request) -> Any:
+        self.requests.append(request)
+        result = self.results.get(request.path)
+        if callable(result):
+            return result(request)
+        if result is not None:
+            return result
+        return Response(200, f"{request.method} {request.path}".encode() + request.body)
+
+    def connect(self) -> tuple[HTTPConnection, Wire]:
+        connection = self.factory.buildProtocol(None)
+        wire = Wire()
+        wire.protocol = connection
+        connection.makeConnection(wire)
+        return connection, wire
+
+    def exchange(self, data: bytes) -> tuple[bytes, Wire]:
+        connection, wire = self.connect()
+        connection.dataReceived(data)
+        return wire.taken(), wire
+
+
+class AnswerTests(HTTPCase):
+    def test_response_has_status_server_date_and_length(self) -> None:
+        answer, wire = self.exchange(GET)
+        self.assertEqual(
+            answer,
+            b"HTTP/1.1 200 OK\r\nServer: pelotontx\r\nDate: Mon, 12 Jan 1970 13:46:40 GMT\r\n"
+            b"Content-Length: 5\r\n\r\nGET /",
+        )
+        self.assertFalse(wire.ended)
+
+    def test_date_follows_the_clock(self) -> None:
+        connection, wire = self.connect()
+        connection.dataReceived(GET)
+        wire.taken()
+        self.clock.advance(1.5)
+        connection.dataReceived(GET)
+        self.assertIn(b"13:46:41 GMT", wire.taken())
+
+    def test_pipelined_requests_leave_in_one_write_in_order(self) -> None:
+        connection, wire = self.connect()
+        writes: list[bytes] = []
+        wire.write = writes.append  # type: ignore[method-assign]
+        connection.dataReceived(GET + GET.replace(b"/ ", b"/b ") + GET.replace(b"/ ", b"/c "))
+        self.assertEqual(len(writes), 1)
+        self.assertEqual(
+            [part.split(b"\r\n\r\n")[1] for part in writes[0].split(b"HTTP/1.1 ")[1:]],
+            [b"GET /", b"GET /b", b"GET /c"],
+        )
+
+    def test_every_split_of_the_input_gives_the_same_answers(self) -> None:
+        stream = (
+            b"POST /a?x=1 HTTP/1.1\r\nHost: a.example:80\r\nContent-Length: 5\r\n\r\nhello"
+            b"POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: t\r\n\r\n"
+            b"\r\nGET /c%20d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        )
+        whole, wire = self.exchange(stream)
+        self.assertTrue(wire.ended)
+        self.assertEqual(whole.count(b"HTTP/1.1 200"), 3)
+        self.assertIn(b"POST /babc0123456789", whole)
+        for cut in range(1, len(stream)):
+            connection, wire = self.connect()
+            connection.dataReceived(stream[:cut])
+            if not wire.ended:
+                connection.dataReceived(stream[cut:])
+            self.assertEqual(wire.taken(), whole, cut)
+        connection, wire = self.connect()
+        for position in range(len(stream)):
+            connection.dataReceived(stream[position : position + 1])
+        self.assertEqual(wire.taken(), whole)
+
+    def test_request_carries_what_was_sent(self) -> None:
+        self.exchange(b"GET /a%2Fb%C3%A9?q=%20 HTTP/1.1\r\nHost: x:8\r\nX-A: 1\r\nx-a:  2 \r\n\r\n")
+        (request,) = self.requests
+        self.assertEqual(
+            (request.method, request.target, request.path, request.query_string),
+            ("GET", "/a%2Fb%C3%A9?q=%20", "/a/bé", "q=%20"),
+        )
+        self.assertEqual((request.host, request.version), ("x:8", "1.1"))
+        self.assertEqual(request.headers.get("X-a"), "1")
+        self.assertEqual(request.headers.get_all("x-A"), ["1", "2"])
+        self.assertEqual(request.headers["host"], "x:8")
+        self.assertIn("HOST", request.headers)
+        self.assertNotIn("cookie", request.headers)
+        self.assertEqual(len(request.headers), 3)
+
+    def test_head_has_the_length_and_no_body(self) -> None:
+        answer, _ = self.exchange(GET.replace(b"GET", b"HEAD"))
+        self.assertIn(b"Content-Length: 6\r\n", answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\n"))
+
+    def test_http_1_0_closes_unless_asked_to_stay(self) -> None:
+        answer, wire = self.exchange(b"GET / HTTP/1.0\r\n\r\n")
+        self.assertIn(b"Connection: close\r\n", answer)
+        self.assertTrue(wire.ended)
+        answer, wire = self.exchange(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+        self.assertIn(b"Connection: keep-alive\r\n", answer)
+        self.assertFalse(wire.ended)
+
+    def test_continue_is_sent_only_when_the_body_has_not_come(self) -> None:
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        connection, wire = self.connect()
+        connection.dataReceived(head)
+        self.assertEqual(wire.taken(), b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.dataReceived(b"ok")
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 200"))
+        answer, _ = self.exchange(head + b"ok")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200"))
+
+    def test_no_content_and_not_modified_have_no_length(self) -> None:
+        for status in (204, 304):
+            self.results["/"] = Response(status)
+            answer, _ = self.exchange(GET)
+            self.assertNotIn(b"Content-Length", answer)
+            self.assertTrue(answer.endswith(b"\r\n\r\n"))
+
+    def test_response_may_close(self) -> None:
+        self.results["/"] = Response(200, b"x", close=True)
+        answer, wire = self.exchange(GET + GET)
+        self.assertIn(b"Connection: close\r\n", answer)
+        self.assertEqual(answer.count(b"HTTP/1.1"), 1)
+        self.assertTrue(wire.ended)
+
+    def test_last_request_of_a_connection_closes_it(self) -> None:
+        self.factory.last_request = 3
+        answer, wire = self.exchange(GET * 5)
+        self.assertEqual(answer.count(b"HTTP/1.1 200"), 3)
+        self.assertEqual(answer.count(b"Connection: close"), 1)
+        self.assertTrue(wire.ended)
+
+    def test_failing_handler_gives_500_and_the_connection_lives(self) -> None:
+        def fail(_: Request) -> Response:
+            raise RuntimeError("secret")
+
+        self.results["/"] = fail
+        answer, wire = self.exchange(GET)
+        self.assertTrue(answer.startswith(b"HTTP/1.1 500 "))
+        self.assertNotIn(b"secret", answer)
+        self.assertFalse(wire.ended)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_header_injection_is_refused_in_the_handlers_face(self) -> None:
+        for name, value in (
+            ("X", "a\r\nSet-Cookie: b"),
+            ("X", "a\nb"),
+            ("X", "a\0b"),
+            ("X y", "a"),
+            ("X", "€"),
+            ("Content-Length", "5"),
+            ("Transfer-Encoding", "chunked"),
+        ):
+            self.assertRaises(LocalProtocolError, Response, 200, b"", {name: value})
+        self.assertRaises(LocalProtocolError, Response, 199)
+        self.assertRaises(LocalProtocolError, Response, 200, b"", content_type="a\r\nb: c")
+
+
+class AsyncTests(HTTPCase):
+    def test_pipelined_requests_wait_for_a_deferred_answer(self) -> None:
+        waiting: Deferred[Response] = Deferred()
+        self.results["/"] = waiting
+        answer, wire = self.exchange(GET + GET.replace(b"/ ", b"/b "))
+        self.assertEqual(answer, b"")
+        self.assertEqual(len(self.requests), 1)
+        waiting.callback(Response(200, b"first"))
+        answer = wire.taken()
+        self.assertLess(answer.index(b"first"), answer.index(b"GET /b"))
+
+    def test_thousand_pipelined_coroutines_do_not_nest(self) -> None:
+        async def answer(_: Request) -> Response:
+            return Response(200, b"x")
+
+        self.factory.last_request = 10_000
+        self.results["/"] = answer
+        data, _ = self.exchange(GET * 2000)
+        self.assertEqual(data.count(b"HTTP/1.1 200"), 2000)
+
+    def test_pipelined_bytes_are_bounded_while_an_answer_waits(self) -> None:
+        waiting: Deferred[Response] = Deferred()
+        self.results["/"] = waiting
+        connection, wire = self.connect()
+        connection.dataReceived(GET)
+        connection.dataReceived(GET.replace(b"/ ", b"/b ") * 10)
+        self.assertEqual(wire.producerState, "producing")
+        connection.dataReceived(GET.replace(b"/ ", b"/b ") * 600)
+        self.assertEqual(wire.producerState, "paused")
+        waiting.callback(Response(200, b"first"))
+        self.assertEqual(wire.producerState, "producing")
+        self.assertEqual(wire.taken().count(b"HTTP/1.1 200"), 611)
+
+    def test_handler_is_cancelled_when_its_client_leaves(self) -> None:
+        cancelled: list[object] = []
+
+        async def wait(_: Request) -> Response:
+            try:
+                await Deferred()
+            except CancelledError:
+                cancelled.append(1)
+                raise
+            raise AssertionError("unreachable")
+
+        self.results["/"] = wait
+        connection, _ = self.connect()
+        connection.dataReceived(GET)
+        connection.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(cancelled, [1])
+        self.assertEqual(self.factory.connections, set())
+
+    def test_failed_deferred_gives_500(self) -> None:
+        waiting: Deferred[Response] = Deferred()
+        self.results["/"] = waiting
+        _, wire = self.exchange(GET)
+        waiting.errback(ValueError("no"))
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 500 "))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+
+class StreamTests(HTTPCase):
+    def pieces(self, *pieces: bytes) -> Callable[[Request], Response]:
+        async def body() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return lambda _: Response(200, body())
+
+    def test_iterator_leaves_in_chunks(self) -> None:
+        self.results["/"] = self.pieces(b"abc", b"", b"0123456789abcdef")
+        answer, wire = self.exchange(GET)
+        head, body = answer.split(b"\r\n\r\n", 1)
+        self.assertIn(b"Transfer-Encoding: chunked", head)
+        self.assertEqual(body, b"3\r\nabc\r\n10\r\n0123456789abcdef\r\n0\r\n\r\n")
+        self.assertFalse(wire.ended)
+
+    def test_http_1_0_stream_ends_with_the_connection(self) -> None:
+        self.results["/"] = self.pieces(b"abc")
+        answer, wire = self.exchange(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        self.assertTrue(answer.endswith(b"\r\n\r\nabc"))
+        self.assertIn(b"Connection: close", answer)
+        self.assertTrue(wire.ended)
+
+    def test_stream_of_announced_length_is_not_chunked(self) -> None:
+        async def write(writer: BodyWriter) -> None:
+            writer.write(b"ab")
+            await writer.drain()
+            writer.write(b"c")
+
+        self.results["/"] = lambda _: Response(200, write, length=3)
+        answer, _ = self.exchange(GET)
+        self.assertTrue(answer.endswith(b"Content-Length: 3\r\n\r\nabc"))
+
+    def test_stream_of_wrong_length_aborts(self) -> None:
+        for length in (2, 4):
+            answer = self.pieces(b"abc")(self.requests and self.requests[0])  # type: ignore[arg-type]
+            answer.length = length
+            self.results["/"] = answer
+            _, wire = self.exchange(GET)
+            self.assertTrue(wire.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 2)
+
+    def test_failing_stream_aborts_instead_of_ending_cleanly(self) -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"half"
+            raise RuntimeError("broken")
+
+        self.results["/"] = lambda _: Response(200, body())
+        answer, wire = self.exchange(GET)
+        self.assertTrue(wire.aborted)
+        self.assertNotIn(b"0\r\n\r\n", answer)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_head_does_not_run_the_stream(self) -> None:
+        self.results["/"] = self.pieces(b"abc")
+        answer, _ = self.exchange(GET.replace(b"GET", b"HEAD"))
+        self.assertTrue(answer.endswith(b"\r\n\r\n"))
+
+    def test_stream_waits_while_the_peer_does_not_read(self) -> None:
+        closed: list[int] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            try:
+                for number in range(4):
+                    yield b"%d" % number
+            finally:
+                closed.append(1)
+
+        self.results["/"] = lambda _: Response(200, body())
+        connection, wire = self.connect()
+        connection.pauseProducing()
+        connection.dataReceived(GET)
+        self.assertTrue(wire.taken().endswith(b"1\r\n0\r\n"))
+        connection.resumeProducing()
+        self.assertTrue(wire.taken().endswith(b"1\r\n3\r\n0\r\n\r\n"))
+        self.assertEqual(closed, [1])
+
+    def test_stream_is_closed_when_its_client_leaves(self) -> None:
+        closed: list[int] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            try:
+                yield b"a"
+                yield b"b"
+            finally:
+                closed.append(1)
+
+        self.results["/"] = lambda _: Response(200, body())
+        connection, _ = self.connect()
+        connection.pauseProducing()
+        connection.dataReceived(GET)
+        connection.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(closed, [1])
+
+    def test_long_body_goes_out_in_slices_as_the_peer_reads(self) -> None:
+        self.results["/"] = Response(200, b"z" * (3 * SLICE_BYTES))
+        connection, wire = self.connect()
+        real = wire.write
+
+        def write(data: bytes) -> None:
+            real(data)
+            connection.pauseProducing()
+
+        wire.write = write  # type: ignore[method-assign]
+        connection.dataReceived(GET + GET)
+        total = wire.taken()
+        self.assertEqual(len(total), SLICE_BYTES)
+        for _ in range(3):
+            connection.resumeProducing()
+            total += wire.taken()
+        self.assertEqual(total.count(b"z"), 3 * SLICE_BYTES)
+        self.assertEqual(total.count(b"HTTP/1.1 200"), 1)
+        connection.resumeProducing()
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 200"))
+
+    def test_no_request_is_taken_while_the_peer_does_not_read(self) -> None:
+        connection, wire = self.connect()
+        connection.pauseProducing()
+        connection.dataReceived(GET * 2000)
+        self.assertLess(len(self.requests), 1000)
+        self.assertEqual(wire.producerState, "paused")
+        connection.resumeProducing()
+        self.assertEqual(wire.producerState, "producing")
+
+
+class Echo(Protocol):
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(b"<" + data + b">")
+
+
+class UpgradeTests(HTTPCase):
+    head = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+    def test_protocol_gets_transport_head_and_what_followed(self) -> None:
+        echo = Echo()
+        self.results["/ws"] = lambda _: Upgrade(echo)
+        connection, wire = self.connect()
+        connection.dataReceived(self.head + b"more")
+        self.assertEqual(wire.taken(), b"<" + self.head + b"more>")
+        self.assertIs(wire.protocol, echo)
+        self.assertIs(echo.transport, wire)
+        self.assertIsNone(wire.producer)
+        self.assertEqual(self.factory.connections, set())
+        self.clock.advance(1000)
+        self.assertFalse(wire.ended)
+
+    def test_upgrade_may_be_decided_later(self) -> None:
+        waiting: Deferred[Upgrade] = Deferred()
+        self.results["/ws"] = waiting
+        connection, wire = self.connect()
+        connection.dataReceived(GET + self.head + b"mo")
+        connection.dataReceived(b"re")
+        wire.taken()
+        waiting.callback(Upgrade(Echo()))
+        self.assertEqual(wire.taken(), b"<" + self.head + b"more>")
+
+    def test_ignored_upgrade_is_an_ordinary_request(self) -> None:
+        answer, wire = self.exchange(self.head + GET)
+        self.assertEqual(answer.count(b"HTTP/1.1 200"), 2)
+        self.assertFalse(wire.ended)
+
+
+class DeadlineTests(HTTPCase):
+    def advance(self, seconds: float) -> None:
+        for _ in range(int(seconds * 10)):
+            self.clock.advance(0.1)
+
+    def test_silent_connection_is_closed_without_an_answer(self) -> None:
+        _, wire = self.connect()
+        self.advance(10.5)
+        self.assertEqual(wire.taken(), b"")
+        self.assertTrue(wire.ended)
+
+    def test_trickling_head_gets_408_at_an_absolute_time(self) -> None:
+        connection, wire = self.connect()
+        for byte in b"GET / HTTP/1.1\r\nX: ":
+            connection.dataReceived(bytes([byte]))
+            self.advance(0.5)
+        self.assertFalse(wire.ended)
+        self.advance(1.5)
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 408 "))
+        self.assertTrue(wire.half_closed)
+        self.advance(3)
+        self.assertTrue(wire.aborted)
+
+    def test_second_head_has_its_own_time(self) -> None:
+        connection, wire = self.connect()
+        self.advance(9)
+        connection.dataReceived(GET)
+        self.advance(9)
+        connection.dataReceived(b"GET / HT")
+        self.advance(9)
+        self.assertFalse(wire.ended)
+        self.advance(1.5)
+        self.assertTrue(wire.ended)
+
+    def test_idle_connection_is_closed(self) -> None:
+        connection, wire = self.connect()
+        connection.dataReceived(GET)
+        self.advance(14)
+        self.assertFalse(wire.ended)
+        self.advance(1.5)
+        self.assertTrue(wire.ended)
+
+    def test_body_that_stands_still_gets_408(self) -> None:
+        connection, wire = self.connect()
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n"
+        connection.dataReceived(head + b"x" * 800_000)
+        self.advance(29)
+        self.assertFalse(wire.ended)
+        self.advance(1.5)
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 408 "))
+
+    def test_body_that_trickles_gets_408_after_a_grace(self) -> None:
+        connection, wire = self.connect()
+        connection.dataReceived(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n\r\n")
+        for _ in range(9):
+            self.advance(1)
+            connection.dataReceived(b"x" * 100)
+        self.assertFalse(wire.ended)
+        self.advance(1.5)
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 408 "))
+
+    def test_slow_but_steady_body_is_accepted(self) -> None:
+        connection, wire = self.connect()
+        connection.dataReceived(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n\r\n")
+        for _ in range(60):
+            connection.dataReceived(b"x" * 1500)
+            self.advance(1)
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 200 "))
+
+    def test_handler_may_take_its_time(self) -> None:
+        self.results["/"] = Deferred()
+        _, wire = self.exchange(GET)
+        self.advance(300)
+        self.assertFalse(wire.ended)
+
+    def test_lost_connection_leaves_nothing_behind(self) -> None:
+        connection, _ = self.connect()
+        connection.dataReceived(GET)
+        connection.connectionLost(Failure(ConnectionDone()))
+        self.advance(60)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class DrainTests(HTTPCase):
+    def test_idle_connections_close_and_busy_ones_answer(self) -> None:
+        waiting: Deferred[Response] = Deferred()
+        self.results["/slow"] = waiting
+        idle, idle_wire = self.connect()
+        idle.dataReceived(GET)
+        busy, busy_wire = self.connect()
+        busy.dataReceived(GET.replace(b"/ ", b"/slow "))
+        drained = self.factory.drain(5)
+        self.assertTrue(idle_wire.ended)
+        self.assertFalse(busy_wire.ended)
+        idle.connectionLost(Failure(ConnectionDone()))
+        waiting.callback(Response(200, b"x"))
+        self.assertIn(b"Connection: close", busy_wire.taken())
+        self.assertTrue(busy_wire.ended)
+        self.assertNoResult(drained)
+        busy.connectionLost(Failure(ConnectionDone()))
+        self.successResultOf(drained)
+        self.wheel.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_what_is_left_is_aborted(self) -> None:
+        self.results["/"] = Deferred()
+        _, wire = self.exchange(GET)
+        drained = self.factory.drain(5)
+        self.clock.advance(5)
+        self.assertTrue(wire.aborted)
+        self.successResultOf(drained)
+
+    def test_nothing_to_drain_fires_at_once(self) -> None:
+        self.successResultOf(self.factory.drain(5))
+
+
+def _get(
+    extra: bytes = b"", line: bytes = b"GET / HTTP/1.1", host: bytes = b"Host: a\r\n"
+) -> bytes:
+    return line + b"\r\n" + host + extra + b"\r\n"
+
+
+def _post(extra: bytes, body: bytes = b"") -> bytes:
+    return _get(extra, b"POST / HTTP/1.1") + body
+
+
+_CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+#: What a peer may send to be understood in two ways, and the status that answers it.
+HOSTILE: list[tuple[str, bytes, int]] = [
+    ("no host", _get(host=b""), 400),
+    ("two hosts", _get(b"Host: b\r\n"), 400),
+    ("two equal hosts", _get(b"Host: a\r\n"), 400),
+    ("two hosts in 1.0", _get(b"Host: b\r\n", b"GET / HTTP/1.0"), 400),
+    ("empty host", _get(host=b"Host:\r\n"), 400),
+    ("host with user", _get(host=b"Host: u@a\r\n"), 400),
+    ("host with path", _get(host=b"Host: a/b\r\n"), 400),
+    ("host with space", _get(host=b"Host: a b\r\n"), 400),
+    ("host with comma", _get(host=b"Host: a,b\r\n"), 400),
+    ("host with bad port", _get(host=b"Host: a:80x\r\n"), 400),
+    ("host with long port", _get(host=b"Host: a:123456\r\n"), 400),
+    ("host with open bracket", _get(host=b"Host: [::1\r\n"), 400),
+    ("host with bad escape", _get(host=b"Host: a%2\r\n"), 400),
+    ("malformed host in 1.0", _get(host=b"Host: a b\r\n", line=b"GET / HTTP/1.0"), 400),
+    ("target for another host", _get(line=b"GET http://b/ HTTP/1.1"), 400),
+    ("length and chunked", _post(b"Content-Length: 3\r\n" + _CHUNKED, b"0\r\n\r\n"), 400),
+    ("chunked and length", _post(_CHUNKED + b"Content-Length: 3\r\n", b"0\r\n\r\n"), 400),
+    ("two lengths", _post(b"Content-Length: 3\r\nContent-Length: 4\r\n", b"abcd"), 400),
+    ("two equal lengths", _post(b"Content-Length: 3\r\nContent-Length: 3\r\n", b"abc"), 400),
+    ("list of lengths", _post(b"Content-Length: 3, 3\r\n", b"abc"), 400),
+    ("negative length", _post(b"Content-Length: -1\r\n"), 400),
+    ("signed length", _post(b"Content-Length: +3\r\n", b"abc"), 400),
+    ("hexadecimal length", _post(b"Content-Length: 0x3\r\n", b"abc"), 400),
+    ("fractional length", _post(b"Content-Length: 3.0\r\n", b"abc"), 400),
+    ("length with space", _post(b"Content-Length: 3 0\r\n", b"abc"), 400),
+    ("empty length", _post(b"Content-Length:\r\n"), 400),
+    ("length past 64 bits", _post(b"Content-Length: 18446744073709551619\r\n", b"abc"), 400),
+    ("length with underscore", _post(b"Content-Length: 1_0\r\n", b"0123456789"), 400),
+    ("unknown coding", _post(b"Transfer-Encoding: gzip\r\n"), 400),
+    ("coding before chunked", _post(b"Transfer-Encoding: gzip, chunked\r\n"), 501),
+    ("chunked before coding", _post(b"Transfer-Encoding: chunked, gzip\r\n"), 400),
+    ("identity", _post(b"Transfer-Encoding: identity\r\nContent-Length: 3\r\n", b"abc"), 400),
+    ("chunked twice", _post(_CHUNKED + _CHUNKED, b"0\r\n\r\n"), 400),
+    ("chunked twice in a list", _post(b"Transfer-Encoding: chunked, chunked\r\n"), 400),
+    ("almost chunked", _post(b"Transfer-Encoding: xchunked\r\n"), 400),
+    ("quoted chunked", _post(b'Transfer-Encoding: "chunked"\r\n'), 400),
+    ("chunked after vertical tab", _post(b"Transfer-Encoding: \x0bchunked\r\n"), 400),
+    ("empty coding", _post(b"Transfer-Encoding:\r\n"), 400),
+    ("chunked in 1.0", _get(_CHUNKED, b"POST / HTTP/1.0"), 400),
+    ("coding with space before colon", _post(b"Transfer-Encoding : chunked\r\n"), 400),
+    ("length with space before colon", _post(b"Content-Length : 3\r\n", b"abc"), 400),
+    ("folded field", _get(b"X: a\r\n b\r\n"), 400),
+    ("folded coding", _post(b"Transfer-Encoding:\r\n chunked\r\n", b"0\r\n\r\n"), 400),
+    ("space before first field", _get(host=b" Host: a\r\n"), 400),
+    ("field without colon", _get(b"X\r\n"), 400),
+    ("field without name", _get(b": x\r\n"), 400),
+    ("space in name", _get(b"X Y: z\r\n"), 400),
+    ("control character in name", _get(b"X\x01: z\r\n"), 400),
+    ("latin-1 in name", _get(b"X\xe9: z\r\n"), 400),
+    ("NUL in value", _get(b"X: a\x00b\r\n"), 400),
+    ("control character in value", _get(b"X: a\x08b\r\n"), 400),
+    ("DEL in value", _get(b"X: a\x7f\r\n"), 400),
+    ("bare CR in value", _get(b"X: a\rY: b\r\n"), 400),
+    ("bare LF in value", _get(b"X: a\nY: b\r\n"), 400),
+    ("bare LF everywhere", b"GET / HTTP/1.1\nHost: a\n\n", 400),
+    ("bare LF after line", b"GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
+    ("bare CR after line", b"GET / HTTP/1.1\rHost: a\r\n\r\n", 400),
+    ("two empty lines first", b"\r\n\r\n" + _get(), 400),
+    ("no target", _get(line=b"GET HTTP/1.1"), 400),
+    ("no version", _get(line=b"GET /"), 400),
+    ("two spaces", _get(line=b"GET  / HTTP/1.1"), 400),
+    ("two spaces before version", _get(line=b"GET /  HTTP/1.1"), 400),
+    ("space in target", _get(line=b"GET /a b HTTP/1.1"), 400),
+    ("tab in request line", _get(line=b"GET\t/ HTTP/1.1"), 400),
+    ("tab in target", _get(line=b"GET /\ta HTTP/1.1"), 400),
+    ("NUL in target", _get(line=b"GET /\x00 HTTP/1.1"), 400),
+    ("control character in target", _get(line=b"GET /\x1b HTTP/1.1"), 400),
+    ("DEL in target", _get(line=b"GET /\x7f HTTP/1.1"), 400),
+    ("eight bits in target", _get(line=b"GET /\xff HTTP/1.1"), 400),
+    ("fragment", _get(line=b"GET /#a HTTP/1.1"), 400),
+    ("relative target", _get(line=b"GET a HTTP/1.1"), 400),
+    ("star for GET", _get(line=b"GET * HTTP/1.1"), 400),
+    ("escaped NUL", _get(line=b"GET /%00 HTTP/1.1"), 400),
+    ("escaped CR LF", _get(line=b"GET /%0d%0a HTTP/1.1"), 400),
+    ("broken escape", _get(line=b"GET /%zz HTTP/1.1"), 400),
+    ("cut escape", _get(line=b"GET /%a HTTP/1.1"), 400),
+    ("overlong UTF-8", _get(line=b"GET /%c0%ae HTTP/1.1"), 400),
+    ("target with user", _get(line=b"GET http://u@a/ HTTP/1.1"), 400),
+    ("other scheme", _get(line=b"GET ftp://a/ HTTP/1.1"), 400),
+    ("lower-case method", _get(line=b"get / HTTP/1.1"), 400),
+    ("unknown method", _get(line=b"BREW / HTTP/1.1"), 501),
+    ("CONNECT", _get(line=b"CONNECT a:80 HTTP/1.1"), 501),
+    ("method with control character", _get(line=b"G\x01T / HTTP/1.1"), 400),
+    ("lower-case version", _get(line=b"GET / http/1.1"), 400),
+    ("version 0.9", _get(line=b"GET / HTTP/0.9"), 505),
+    ("version 1.2", _get(line=b"GET / HTTP/1.2"), 505),
+    ("version 2.0", _get(line=b"GET / HTTP/2.0"), 505),
+    ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ("long version", _get(line=b"GET / HTTP/1.10"), 400),
+    ("no minor version", _get(line=b"GET / HTTP/1"), 400),
+    ("space after version", _get(line=b"GET / HTTP/1.1 "), 400),
+    ("TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    ("other expectation", _get(b"Expect: miracles\r\n"), 417),
+    ("long line", _get(line=b"GET /" + b"a" * 8190 + b" HTTP/1.1"), 414),
+    ("endless line", b"GET /" + b"a" * 9000, 414),
+    ("long field", _get(b"X: " + b"a" * 8200 + b"\r\n"), 431),
+    ("long head", _get((b"X: " + b"a" * 4000 + b"\r\n") * 5), 431),
+    ("endless head", b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 4000, 431),
+    ("many fields", _get(b"X: a\r\n" * 100), 431),
+    ("long body", _post(b"Content-Length: 1048577\r\n"), 413),
+    ("long chunk", _post(_CHUNKED, b"100001\r\n" + b"x" * 0x100001), 413),
+    ("chunk without size", _post(_CHUNKED, b"\r\nabc\r\n"), 400),
+    ("chunk with signed size", _post(_CHUNKED, b"+3\r\nabc\r\n0\r\n\r\n"), 400),
+    ("chunk with prefixed size", _post(_CHUNKED, b"0x3\r\nabc\r\n0\r\n\r\n"), 400),
+    ("chunk with space before size", _post(_CHUNKED, b" 3\r\nabc\r\n0\r\n\r\n"), 400),
+    ("chunk with space after size", _post(_CHUNKED, b"3 \r\nabc\r\n0\r\n\r\n"), 400),
+    ("chunk past 64 bits", _post(_CHUNKED, b"10000000000000003\r\nabc\r\n0\r\n\r\n"), 400),
+    ("chunk with bare LF", _post(_CHUNKED, b"3\nabc\r\n0\r\n\r\n"), 400),
+    ("chunk with bare LF in extension", _post(_CHUNKED, b"3;x\nabc\r\n0\r\n\r\n"), 400),
+    ("chunk that is too long", _post(_CHUNKED, b"3\r\nabcd\r\n0\r\n\r\n"), 400),
+    ("chunk without its end", _post(_CHUNKED, b"3\r\nabc0\r\n\r\n"), 400),
+    ("chunk ended by LF", _post(_CHUNKED, b"3\r\nabc\n0\r\n\r\n"), 400),
+    ("endless extension", _post(_CHUNKED, b"3;" + b"x" * 300), 400),
+    ("trailer without colon", _post(_CHUNKED, b"0\r\nabc\r\n\r\n"), 400),
+    ("trailer with NUL", _post(_CHUNKED, b"0\r\na: \x00\r\n\r\n"), 400),
+    ("endless trailers", _post(_CHUNKED, b"0\r\n" + b"a: b\r\n" * 1000), 400),
+]
+
+
+class HostileTests(HTTPCase):
+    def check(self, name: str, raw: bytes, status: int, step: int) -> None:
+        connection, wire = self.connect()
+        for position in range(0, len(raw), step):
+            connection.dataReceived(raw[position : position + step])
+        connection.dataReceived(GET)  # must not be answered
+        answer = wire.taken()
+        self.assertEqual(answer[9:12], b"%d" % status, (name, answer))
+        self.assertEqual(answer.count(b"Server: "), 1, name)
+        self.assertIn(b"Connection: close\r\n", answer, name)
+        self.assertTrue(wire.ended, name)
+        self.assertEqual(self.requests, [], name)
+
+    def test_no_ambiguous_request_is_accepted(self) -> None:
+        self.assertGreaterEqual(len(HOSTILE), 60)
+        for name, raw, status in HOSTILE:
+            self.check(name, raw, status, len(raw))
+
+    def test_nor_byte_by_byte(self) -> None:
+        for name, raw, status in HOSTILE:
+            if len(raw) < 2000:
+                self.check(name, raw, status, 1)
+
+    def test_nor_behind_a_good_request_with_the_same_fields(self) -> None:
+        for name, raw, status in HOSTILE:
+            connection, wire = self.connect()
+            connection.dataReceived(GET)
+            wire.taken()
+            connection.dataReceived(raw)
+            self.assertEqual(wire.taken()[9:12], b"%d" % status, name)
+            self.assertEqual(len(self.requests), 1, name)
+            self.requests.clear()
+
+    def test_good_requests_after_bad_ones_are_judged_afresh(self) -> None:
+        for _, raw, _ in HOSTILE:
+            self.exchange(raw)
+            answer, _ = self.exchange(GET)
+            self.assertEqual(answer[9:12], b"200")
+
+    def test_unusual_but_clear_requests_are_accepted(self) -> None:
+        for raw in (
+            b"\r\n" + GET,
+            _get(line=b"GET http://a/b HTTP/1.1"),
+            _get(line=b"GET http://A HTTP/1.1"),
+            _get(line=b"OPTIONS * HTTP/1.1"),
+            _get(host=b"hOsT:\t[::1]:8080 \r\n"),
+            _get(host=b"Host: a:\r\n"),
+            _get(host=b"", line=b"GET / HTTP/1.0"),
+            _get(b"X:\r\nX: \xe9\ta\r\n"),
+            _get(b"X: a\r\n" * 99),
+            _get(b"Connection: \r\n"),
+            _post(b"Content-Length: 003\r\n", b"abc"),
+            _post(b"Transfer-Encoding: Chunked\r\n", b"03 ;a=b\r\nabc\r\n0\r\n\r\n"),
+            _get(line=b"GET /a//b/../c?%zz#".replace(b"#", b"") + b" HTTP/1.1"),
+            _get(line=b"GET /" + b"a" * 8170 + b" HTTP/1.1"),
+        ):
+            answer, wire = self.exchange(raw)
+            self.assertEqual(answer[9:12], b"200", raw[:80])
+            self.assertEqual(len(self.requests), 1)
+            self.assertTrue(b"HTTP/1.0" in raw or not wire.ended, raw[:80])
+            self.requests.clear()

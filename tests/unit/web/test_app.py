@@ -1,0 +1,247 @@
+"""Routing of requests to handlers, and what these return to responses; no connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from pelotontx.errors import LocalProtocolError
+from pelotontx.net.http import Response, Upgrade
+from pelotontx.web.app import App, HTTPError, Request, html, json, not_found, redirect, text
+from pelotontx.wire.http import HeadLimits, read_head, read_target
+
+
+def request(
+    method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
+) -> Request:
+    fields = {"Host": "a", **(headers or {})}
+    head = f"{method} {target} HTTP/1.1\r\n" + "".join(
+        f"{name}: {value}\r\n" for name, value in fields.items()
+    )
+    raw = f"{head}\r\n".encode()
+    framing = read_head(raw, method.encode(), raw.split(b" ", 2)[2], HeadLimits())
+    parts = read_target(method, target.encode(), framing.host)
+    return Request(None, method, parts, framing, raw, body)
+
+
+class AppCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.app = App()
+
+    def ask(
+        self,
+        method: str,
+        target: str,
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+    ) -> Response:
+        result = self.app.handle(request(method, target, headers, body))
+        if isinstance(result, Deferred):
+            result = self.successResultOf(result)
+        assert isinstance(result, Response)
+        return result
+
+
+class RoutingTests(AppCase):
+    def test_captures_are_arguments(self) -> None:
+        @self.app.route("GET", r"^/hello/(\w+)$")
+        def hello(request: Request, name: str) -> str:
+            return f"Hello, {name}"
+
+        @self.app.get(r"^/(?P<year>\d+)/(\d+)$")
+        def named(request: Request, day: str, *, year: str) -> str:
+            return f"{year} {day}"
+
+        self.assertEqual(self.ask("GET", "/hello/bob").body, b"Hello, bob")
+        self.assertEqual(self.ask("GET", "/7/8").body, b"7 8")
+
+    def test_each_method_has_its_shortcut(self) -> None:
+        for method in ("get", "post", "put", "patch", "delete"):
+            getattr(self.app, method)(r"^/$")(lambda _, method=method: method)
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            self.assertEqual(self.ask(method, "/").body, method.lower().encode())
+
+    def test_head_is_served_by_get(self) -> None:
+        self.app.get(r"^/$")(lambda request: request.method)
+        self.assertEqual(self.ask("HEAD", "/").body, b"HEAD")
+        self.app.route("HEAD", r"^/$")(lambda _: "own")
+        self.assertEqual(self.ask("HEAD", "/").body, b"own")
+
+    def test_unknown_path_is_404(self) -> None:
+        self.assertEqual(self.ask("GET", "/").status, 404)
+        self.assertEqual(self.ask("OPTIONS", "/").status, 404)
+
+    def test_other_method_is_405_with_allow(self) -> None:
+        self.app.get(r"^/$")(lambda _: "")
+        self.app.delete(r"^/$")(lambda _: "")
+        self.app.post(r"^/other$")(lambda _: "")
+        answer = self.ask("PUT", "/")
+        self.assertEqual(answer.status, 405)
+        self.assertEqual(answer.headers["allow"], "DELETE, GET, HEAD, OPTIONS")
+
+    def test_options_are_answered(self) -> None:
+        self.app.get(r"^/$")(lambda _: "")
+        answer = self.ask("OPTIONS", "/")
+        self.assertEqual((answer.status, answer.headers["allow"]), (204, "GET, HEAD, OPTIONS"))
+        self.assertEqual(self.ask("OPTIONS", "*").headers["allow"], "GET, HEAD, OPTIONS")
+        self.app.route("OPTIONS", r"^/$")(lambda _: "mine")
+        self.assertEqual(self.ask("OPTIONS", "/").body, b"mine")
+
+    def test_included_routes_come_after_the_own(self) -> None:
+        other = App()
+        other.get(r"^/a$")(lambda _: "other a")
+        self.app.include(other)
+        self.app.get(r"^/a$")(lambda _: "own a")
+        self.assertEqual(self.ask("GET", "/a").body, b"own a")
+        other.get(r"^/b$")(lambda _: "late")
+        self.assertEqual(self.ask("GET", "/b").body, b"late")
+        self.assertRaises(ValueError, other.include, self.app)
+
+    def test_bad_pattern_is_told_where_it_is_written(self) -> None:
+        with self.assertRaises(Exception) as caught:
+            self.app.get(r"^/(")(lambda _: "")
+        self.assertEqual(type(caught.exception).__module__, "re")
+
+
+class ReturnTests(AppCase):
+    def returned(self, value: Any) -> Response:
+        self.app = App()
+        self.app.get(r"^/$")(lambda _: value)
+        return self.ask("GET", "/")
+
+    def test_values_become_responses(self) -> None:
+        for value, status, content_type, body in (
+            ("é<", 200, "text/plain; charset=utf-8", "é<".encode()),
+            (b"\0", 200, "application/octet-stream", b"\0"),
+            ({"a": [1]}, 200, "application/json", b'{"a":[1]}'),
+            ([], 200, "application/json", b"[]"),
+            (None, 204, "", b""),
+            (html("<p>"), 200, "text/html; charset=utf-8", b"<p>"),
+            (text("x", 201), 201, "text/plain; charset=utf-8", b"x"),
+            (json({"a": 1}, 202), 202, "application/json", b'{"a":1}'),
+            (not_found(), 404, "text/plain; charset=utf-8", b"Not Found\n"),
+        ):
+            answer = self.returned(value)
+            self.assertEqual(
+                (answer.status, answer.headers.get("content-type"), answer.body),
+                (status, content_type, body),
+            )
+
+    def test_redirect_has_a_location(self) -> None:
+        answer = redirect("/login")
+        self.assertEqual((answer.status, answer.headers["location"]), (303, "/login"))
+        self.assertRaises(LocalProtocolError, redirect, "/\r\nX: y")
+
+    def test_upgrade_is_passed_on(self) -> None:
+        upgrade = Upgrade(object())
+        self.app.get(r"^/$")(lambda _: upgrade)
+        self.assertIs(self.app.handle(request("GET", "/")), upgrade)
+
+    def test_coroutines_and_deferreds_are_awaited(self) -> None:
+        waiting: Deferred[str] = Deferred()
+
+        @self.app.get(r"^/coroutine$")
+        async def coroutine(request: Request) -> str:
+            return await waiting
+
+        self.app.get(r"^/deferred$")(lambda _: waiting)
+        first = self.app.handle(request("GET", "/coroutine"))
+        assert isinstance(first, Deferred)
+        self.assertNoResult(first)
+        waiting.callback("done")
+        answer = self.successResultOf(first)
+        assert isinstance(answer, Response)
+        self.assertEqual(answer.body, b"done")
+
+    def test_cancelling_reaches_the_handler(self) -> None:
+        waiting: Deferred[str] = Deferred()
+        self.app.get(r"^/$")(lambda _: waiting)
+        answer = self.app.handle(request("GET", "/"))
+        assert isinstance(answer, Deferred)
+        answer.cancel()
+        self.failureResultOf(answer, CancelledError)
+
+    def test_meaningless_value_is_a_500(self) -> None:
+        self.assertEqual(self.returned(object()).status, 500)
+        self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 1)
+
+
+class ErrorTests(AppCase):
+    def raising(self, error: Exception) -> None:
+        @self.app.get(r"^/$")
+        def plain(_: Request) -> None:
+            raise error
+
+        @self.app.get(r"^/later$")
+        async def later(_: Request) -> None:
+            raise error
+
+    def test_http_error_is_its_status(self) -> None:
+        self.raising(HTTPError(404, "No <such> thing.", {"X-Why": "gone"}))
+        for path in ("/", "/later"):
+            answer = self.ask("GET", path)
+            self.assertEqual((answer.status, answer.headers["x-why"]), (404, "gone"))
+            assert isinstance(answer.body, bytes)
+            self.assertIn(b"No &lt;such&gt; thing.", answer.body)
+
+    def test_json_clients_get_json(self) -> None:
+        self.raising(HTTPError(409, "Taken."))
+        answer = self.ask("GET", "/", {"Accept": "application/json"})
+        self.assertEqual(
+            answer.body, msgspec.json.encode({"error": {"status": 409, "message": "Taken."}})
+        )
+        answer = self.ask("GET", "/", {"Accept": "text/html, application/json"})
+        self.assertTrue(answer.headers["content-type"].startswith("text/html"))
+
+    def test_traceback_is_shown_only_in_development(self) -> None:
+        self.raising(RuntimeError("<secret>"))
+        for path in ("/", "/later"):
+            answer = self.ask("GET", path)
+            self.assertEqual(answer.status, 500)
+            self.assertNotIn(b"secret", bytes(answer.body))  # type: ignore[arg-type]
+        self.app.development = True
+        self.assertIn(b"RuntimeError: &lt;secret&gt;", bytes(self.ask("GET", "/").body))  # type: ignore[arg-type]
+        accept = {"Accept": "application/json"}
+        answer = self.ask("GET", "/later", accept)
+        error = msgspec.json.decode(answer.body)["error"]  # type: ignore[arg-type]
+        self.assertIn("RuntimeError: <secret>", error["traceback"])
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 4)
+
+    def test_refused_header_is_a_500_and_logged(self) -> None:
+        self.app.get(r"^/$")(lambda request: text("", headers={"X": request.argument("x")}))
+        self.assertEqual(self.ask("GET", "/?x=a%0d%0ab:c").status, 500)
+        self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 1)
+
+
+class RequestTests(SynchronousTestCase):
+    def test_query_is_decoded(self) -> None:
+        asked = request("GET", "/?a=1&a=2&b=%C3%A9&c")
+        self.assertEqual(asked.query, {"a": ["1", "2"], "b": ["é"], "c": [""]})
+        self.assertIs(asked.query, asked.query)
+        self.assertEqual(asked.argument("a"), "2")
+        self.assertEqual(asked.argument("z", "none"), "none")
+
+    def test_query_is_bounded(self) -> None:
+        with self.assertRaises(HTTPError) as caught:
+            _ = request("GET", "/?" + "a&" * 1001).query
+        self.assertEqual(caught.exception.status, 400)
+
+    def test_json_is_decoded_and_checked(self) -> None:
+        asked = request("POST", "/", body=b'{"a": 1}')
+        self.assertEqual(asked.json(), {"a": 1})
+        self.assertEqual(asked.json(dict[str, int]), {"a": 1})
+        for broken in (b"{", b"\xff", b""):
+            with self.assertRaises(HTTPError) as caught:
+                request("POST", "/", body=broken).json()
+            self.assertEqual(caught.exception.status, 400)
+        with self.assertRaises(HTTPError):
+            asked.json(list[int])
+
+    def test_cookies_and_headers_are_read(self) -> None:
+        asked = request("GET", "/", {"Cookie": 'a=1; b="x y"; =bad; a=2', "X-Y": "z"})
+        self.assertEqual(asked.cookies, {"a": "1", "b": "x y"})
+        self.assertEqual((asked.header("x-y"), asked.header("q", "-")), ("z", "-"))
+        self.assertEqual((asked.client, asked.is_secure), ("", False))
