@@ -88,7 +88,27 @@ class Redis:
         return [key.decode() for key in keys]
 
 
-class Original:
+class System:
+    """A server and a callee."""
+
+    port: int
+    path: str
+
+    def __init__(self, redis: Redis, programs: dict[str, Program]) -> None:
+        self._programs = programs
+        self.pids = {name: program.pid for name, program in programs.items()}
+        self.pids["redis"] = redis.pid
+
+    def last_lines(self) -> list[str]:
+        """What each program said last, for the report of a failure."""
+        lines = []
+        for name, program in self._programs.items():
+            said = program.output().splitlines()
+            lines.append(f"{name}, of {len(said)} lines: {said[-1] if said else ''}")
+        return lines
+
+
+class Original(System):
     """The original's design."""
 
     path = "/"
@@ -106,10 +126,10 @@ class Original:
         stack.enter_context(server).wait_until(accepts(self.port))
         callee = Program("original callee", [*command, "callee", *redis_options], cpus=other_cpus)
         stack.enter_context(callee)
-        self.pids = {"server": server.pid, "callee": callee.pid, "redis": redis.pid}
+        super().__init__(redis, {"server": server, "callee": callee})
 
 
-class Ours:
+class Ours(System):
     """The real programs, of this checkout or another."""
 
     path = "/ws"
@@ -140,7 +160,7 @@ class Ours:
             environ=environ,
         )
         stack.enter_context(callee)
-        self.pids = {"server": server.pid, "callee": callee.pid, "redis": redis.pid}
+        super().__init__(redis, {"server": server, "callee": callee})
 
     def _is_healthy(self) -> bool:
         try:
@@ -169,7 +189,7 @@ class Limit:
 
 
 def measure(
-    system: Original | Ours, redis: Redis, cell: tuple[int, int], seconds: float, pinned: bool
+    system: System, redis: Redis, cell: tuple[int, int], seconds: float, pinned: bool
 ) -> dict[str, Any]:
     """One round of one system in one cell: N clients with M calls in flight."""
     command = [sys.executable, str(HERE / "rpc_load.py"), str(system.port), system.path]
@@ -183,11 +203,16 @@ def measure(
             problems = []
         except RuntimeError as error:
             figures = _figures_of_failed(load.output())
-            problems = [str(error)]
+            problems = [_wrong(figures) or str(error), *system.last_lines()]
     keys = redis.keys_left()
     if keys:
         problems.append(f"{len(keys)} keys stay in Redis: {keys[:3]}")
     return {**figures, "problems": problems}
+
+
+def _wrong(figures: dict[str, Any]) -> str:
+    names = ("sent", "lost", "crossed", "unknown", "nacks")
+    return ", ".join(f"{figures[name]} {name}" for name in names if name in figures)
 
 
 def _figures_of_failed(output: str) -> dict[str, Any]:

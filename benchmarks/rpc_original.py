@@ -46,7 +46,7 @@ redis.call("DEL", KEYS[1])
 return left
 """
 PUSH_DIGEST, POP_DIGEST = (hashlib.sha1(source.encode()).hexdigest() for source in (PUSH, POP))
-CAP = 1000
+CAP = 0  # none, the original's default
 
 
 def connect(port: int) -> Deferred[Any]:

@@ -36,7 +36,7 @@ from pelotontx.config import (
 )
 from pelotontx.demo import page
 from pelotontx.errors import ConfigError
-from pelotontx.flow import Tasks
+from pelotontx.flow import Tasks, later
 from pelotontx.gateway import juggler
 from pelotontx.net.embedded import EmbeddedValkey
 from pelotontx.net.http import HTTPFactory, HTTPLimits
@@ -48,6 +48,8 @@ from pelotontx.web.app import App
 from pelotontx.web.app import Request as WebRequest
 from pelotontx.wire.http import HeadLimits
 from pelotontx.wire.juggler import NAMES
+
+_BROKER_WAIT_S = 1.0
 
 
 class Phase(Service):
@@ -272,7 +274,7 @@ class _Builder:
                 ),
             )
         )
-        server.add(Phase("hub", start=self.hub.start, stop=self._stop_hub))
+        server.add(Phase("hub", start=self._start_hub, stop=self._stop_hub))
         server.add(Phase("clients", stop=self._tell_clients))
         server.add(
             Phase(
@@ -305,6 +307,22 @@ class _Builder:
             self.wheel.stop()
 
         return Deferred.fromCoroutine(stop())
+
+    @property
+    def is_available(self) -> bool:
+        """Whether calls, results and events pass."""
+        return self.broker.available and self.hub.available
+
+    def _start_hub(self) -> Deferred[None]:
+        async def start() -> None:
+            self.hub.start()
+            # A broker that is there is connected within milliseconds: the first client need not be
+            # refused. One that is down must not hold the server up.
+            deadline_s = self.reactor.seconds() + _BROKER_WAIT_S
+            while not self.is_available and self.reactor.seconds() < deadline_s:
+                await later(self.reactor, 0.01)
+
+        return Deferred.fromCoroutine(start())
 
     def _stop_hub(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.hub.stop())
@@ -390,13 +408,10 @@ class _Builder:
         self.health.add("node", lambda: (True, node))
         self.health.add(
             "broker",
-            lambda: (
-                self.broker.available,
-                {"url": shown_url, "available": self.broker.available},
-            ),
+            lambda: (self.is_available, {"url": shown_url, "available": self.is_available}),
         )
         add = self.metrics
-        add.gauge("broker_available", "1 when the broker answers.", lambda: self.broker.available)
+        add.gauge("broker_available", "1 when the broker answers.", lambda: self.is_available)
         add.gauge("http_connections", "Connections that speak HTTP.", lambda: len(http.connections))
         add.gauge("websocket_connections", "Open WebSockets.", lambda: len(websockets.connections))
         add.gauge("juggler_sessions", "Open juggler sessions.", lambda: len(endpoint.sessions))

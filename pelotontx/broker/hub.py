@@ -117,6 +117,11 @@ class Hub:
         pubsub.on_event = self._event
 
     @property
+    def available(self) -> bool:
+        """Whether results and events come in at this moment."""
+        return self._caller.available and self._pubsub.available
+
+    @property
     def pending_calls(self) -> int:
         """How many calls wait for their result."""
         return len(self._pending)

@@ -76,6 +76,11 @@ class CallStored(Protocol):
 class Part(Protocol):
     """A part of a broker with connections of its own."""
 
+    @property
+    def available(self) -> bool:
+        """Whether its connection is up at this moment."""
+        ...
+
     def start(self) -> None:
         """Connects, and from then on reconnects for ever with backoff. Never fails."""
         ...
@@ -166,11 +171,6 @@ class Broker(Part, Protocol):
     @property
     def pubsub(self) -> PubSub:
         """Events."""
-        ...
-
-    @property
-    def available(self) -> bool:
-        """Whether it answers at this moment."""
         ...
 
     def callee(self) -> Callee:

@@ -164,6 +164,8 @@ class _Taker:
 class MemoryCaller:
     """See `pelotontx.broker.interface.Caller`."""
 
+    available = True
+
     def __init__(self, broker: MemoryBroker, clock: IReactorTime) -> None:
         self.conn_uuid = str(uuid4())
         self.on_result: Callable[[str, bytes], None] = lambda msg_uuid, args: None
@@ -194,6 +196,8 @@ class MemoryCaller:
 
 class MemoryCallee:
     """See `pelotontx.broker.interface.Callee`."""
+
+    available = True
 
     def __init__(self, broker: MemoryBroker, clock: IReactorTime) -> None:
         self._broker = broker
@@ -237,6 +241,8 @@ class MemoryCallee:
 
 class MemoryPubSub:
     """See `pelotontx.broker.interface.PubSub`."""
+
+    available = True
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.on_event: Callable[[str, str | None, bytes], None] = lambda *event: None

@@ -262,6 +262,11 @@ class RedisCaller:
             _RESULTS_LIMIT,
         )
 
+    @property
+    def available(self) -> bool:
+        """Whether its connection is up at this moment."""
+        return self._results.connection is not None
+
     def start(self) -> None:
         """Begins to wait for results."""
         self._results.start()
@@ -338,6 +343,11 @@ class RedisCallee:
 
     async def _up(self, connection: RedisConnection) -> None:
         self._client_id = await connection.execute_command("CLIENT", "ID")
+
+    @property
+    def available(self) -> bool:
+        """Whether its connection is up at this moment."""
+        return self._takes.connection is not None
 
     def start(self) -> None:
         """Connects."""
@@ -500,6 +510,11 @@ class RedisPubSub:
         self._commands = commands
         self._link = subscriber_link(on_up=self._resubscribe)
         self._wanted: dict[_Topic, None] = {}
+
+    @property
+    def available(self) -> bool:
+        """Whether its connection is up at this moment."""
+        return self._link.connection is not None
 
     def start(self) -> None:
         """Connects."""

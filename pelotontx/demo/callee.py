@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from pelotontx.backend.callee import Callee
+from pelotontx.errors import CallFailed
 
 # Longer than any caller of a demo waits: one that asks for a year gets an answer now.
 DELAY_LIMIT_MS: Final = 600_000
@@ -27,10 +28,10 @@ def reverse(args: Any) -> str:
     """Returns a string's code points in reverse order.
 
     Raises:
-        TypeError: anything but a string.
+        CallFailed: anything but a string.
     """
     if not isinstance(args, str):
-        raise TypeError("test.reverse takes a string")
+        raise refusal("test.reverse takes a string")
     return args[::-1]
 
 
@@ -39,7 +40,7 @@ async def delay(args: Any) -> int:
     """Waits for so many milliseconds, a number or its digits, and returns them as an integer.
 
     Raises:
-        TypeError, ValueError: as `delay_ms`.
+        CallFailed: as `delay_ms`.
     """
     from twisted.internet import reactor
 
@@ -50,18 +51,22 @@ def delay_ms(args: Any) -> int:
     """What `test.delay` was asked for.
 
     Raises:
-        TypeError: neither a string nor a number.
-        ValueError: no number of milliseconds from 0 to `DELAY_LIMIT_MS`.
+        CallFailed: neither a string nor a number of milliseconds from 0 to `DELAY_LIMIT_MS`.
     """
     if isinstance(args, bool) or not isinstance(args, (str, int, float)):
-        raise TypeError("test.delay takes milliseconds, as a string or a number")
+        raise refusal("test.delay takes milliseconds, as a string or a number")
     try:
         milliseconds = int(args)
     except (ValueError, OverflowError):
-        raise ValueError(f"test.delay takes milliseconds, not {str(args)[:40]!r}") from None
+        raise refusal(f"test.delay takes milliseconds, not {str(args)[:40]!r}") from None
     if not 0 <= milliseconds <= DELAY_LIMIT_MS:
-        raise ValueError(f"test.delay takes 0 to {DELAY_LIMIT_MS} milliseconds")
+        raise refusal(f"test.delay takes 0 to {DELAY_LIMIT_MS} milliseconds")
     return milliseconds
+
+
+def refusal(message: str) -> CallFailed:
+    """An error for the caller alone: unlike other exceptions it is not logged."""
+    return CallFailed({"message": message})
 
 
 def wait(clock: IReactorTime, milliseconds: int) -> Deferred[int]:

@@ -76,9 +76,6 @@ _BATCH_BYTES = 64 * 1024
 #: Response heads of the second, and targets, that are kept at most. Both repeat a lot.
 _KEPT = 1024
 
-#: A target below this cannot make a request line too long.
-_SHORT_BYTES = 2048
-
 #: Responses without a body and without a length.
 _BODILESS = frozenset({204, 304})
 
@@ -243,23 +240,20 @@ class HTTPConnection(TimedConnection):
             method, target, rest = head.split(b" ", 2)
         except ValueError:
             raise _without_target(head, owner.limits) from None
-        if rest == self._rest and method in METHODS and len(target) < _SHORT_BYTES:
-            framing = self._framing  # the same fields as last time, judged then
-        elif head.startswith(b"\r\n") and not head.startswith(b"\r\n", 2):
-            return self._read_head(head[2:])  # RFC 9112, 2.2: one empty line is forgiven
-        else:
+        name = METHODS.get(method)
+        parts = owner.targets.get(target)
+        if name is None or parts is None or rest != self._rest:
+            if head.startswith(b"\r\n") and not head.startswith(b"\r\n", 2):
+                return self._read_head(head[2:])  # RFC 9112, 2.2: one empty line is forgiven
             framing = self._framing = read_head(head, method, rest, owner.limits.head)
-            self._rest = rest if owner.limits.head.line_bytes > 2 * _SHORT_BYTES else b""
-        name = METHODS[method]
+            self._rest = rest
+            name = METHODS[method]
+            parts = owner.read_target(name, target, framing.host)
+        else:
+            framing = self._framing  # the same fields as last time, judged then
         self._requests += 1
         self._keep = framing.keep_alive and self._requests < owner.last_request
-        request = owner.request_class(
-            self,
-            name,
-            owner.targets.get(target) or owner.read_target(name, target, framing.host),
-            framing,
-            head,
-        )
+        request = owner.request_class(self, name, parts, framing, head)
         if framing.length:
             if framing.length > owner.limits.body_limit_bytes:
                 raise RefusedRequest(413, "body too large")
@@ -316,6 +310,7 @@ class HTTPConnection(TimedConnection):
         self._running = None
         if self._gone:
             return
+        self.owner.now()  # it may have been long: the Date must be of now
         if isinstance(result, Upgrade):
             if request.framing.length:
                 self._refuse(400, "an upgrade has no body")
@@ -666,9 +661,12 @@ class HTTPFactory(Factory):
             self.heads[key] = head
 
     def read_target(self, method: str, target: bytes, host: bytes) -> tuple[str, str, str]:
-        """`wire.http.read_target`, which remembers short targets that depend on nothing else."""
+        """`wire.http.read_target`, which remembers targets that depend on nothing else.
+
+        Only short ones: a remembered target also means that the request line is not too long.
+        """
         parts = read_target(method, target, host)
-        if target.startswith(b"/") and len(target) < 256:
+        if target.startswith(b"/") and len(target) < min(256, self.limits.head.line_bytes - 32):
             if len(self.targets) >= _KEPT:
                 self.targets.clear()
             self.targets[target] = parts

@@ -71,14 +71,14 @@ class PelotonReactor(EPollReactor):  # zope's interface inheritance
                 except BaseException:  # as stock: logged, and the connection is over
                     why = self._failed(selectable)
                 if why:
-                    self._disconnectSelectable(selectable, why, True)  # type: ignore[no-untyped-call]
+                    self._disconnect(selectable, why, is_read=True)
             elif event == EPOLLOUT:
                 try:
                     why = selectable.doWrite()
                 except BaseException:
                     why = self._failed(selectable)
                 if why:
-                    self._disconnectSelectable(selectable, why, False)  # type: ignore[no-untyped-call]
+                    self._disconnect(selectable, why, is_read=False)
             else:
                 log.callWithLogger(selectable, self._doReadOrWrite, selectable, descriptor, event)
         if self.dirty:
@@ -98,6 +98,10 @@ class PelotonReactor(EPollReactor):  # zope's interface inheritance
         if due is None or timeout is None:
             return due if timeout is None else timeout
         return min(due, timeout)
+
+    def _disconnect(self, selectable: Any, why: BaseException, *, is_read: bool) -> None:
+        """As stock: what `connectionLost` raises is logged and concerns nobody else."""
+        log.callWithLogger(selectable, self._disconnectSelectable, selectable, why, is_read)
 
     def _failed(self, selectable: Any) -> BaseException | None:
         log.callWithLogger(selectable, log.err)

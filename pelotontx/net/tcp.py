@@ -105,20 +105,23 @@ class Corked:
         self._tempDataBuffer.append(data)
         self._tempDataLen += len(data)
         if not self._dirty:
-            self._mark()
+            self._dirty = True
+            try:
+                self.reactor.dirty.append(self)
+            except AttributeError:  # not our reactor
+                self._cork()
         if self.producer is not None and (self._tempDataLen > self.bufferSize or self.dataBuffer):
             self._maybePauseProducer()  # type: ignore[attr-defined]
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         self.write(b"".join(iovec))
 
-    def _mark(self) -> None:
-        self._dirty = True
-        try:
-            self.reactor.dirty.append(self)
-        except AttributeError:
-            cork = self.reactor.__dict__.setdefault("_peloton_cork", _Cork(self.reactor))
-            cork.append(self)
+    def _cork(self) -> None:
+        """Has a turn of any reactor end with a flush."""
+        cork = getattr(self.reactor, "_peloton_cork", None)
+        if cork is None:
+            cork = self.reactor._peloton_cork = _Cork(self.reactor)
+        cork.append(self)
 
     def flush(self) -> None:
         """One `send` of all that was written; called by the reactor at the end of its turn."""

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from pelotontx.backend.callee import Callee
 from pelotontx.errors import BrokerError, BrokerUnavailable, QueueFull
 from pelotontx.flow import later
+from tests.integration.conftest import LoggedErrors
 from tests.support.brokers import KINDS, Peer, World
 from tests.support.servers import eventually
 
@@ -171,7 +172,9 @@ class TestCalls:
             assert [int(call.args) for call in calls] == [n]
 
     @pytest_twisted.ensureDeferred
-    async def test_functions_run_and_their_failures_are_results(self, world: World) -> None:
+    async def test_functions_run_and_their_failures_are_results(
+        self, world: World, logged: LoggedErrors
+    ) -> None:
         node, peer = await world.node(), Peer()
         await world.callee(echo)
         node.call(peer, "echo", "echo", b'{"x":1}')
@@ -184,6 +187,7 @@ class TestCalls:
             "fail": {"error": {"message": "not good"}},
             "wait": "waited",
         }
+        assert len(logged.flush(ValueError)) == 1
 
     @pytest_twisted.ensureDeferred
     async def test_a_callee_runs_no_more_than_its_concurrency_at_once(self, world: World) -> None:

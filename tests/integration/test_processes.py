@@ -21,6 +21,7 @@ from pelotontx.backend.supervisor import Supervisor
 from pelotontx.errors import BrokerUnavailable
 from pelotontx.net.embedded import EmbeddedValkey, ping
 from pelotontx.net.process import _BECOME, ChildProcess
+from tests.integration.conftest import LoggedErrors
 from tests.support.servers import (
     RedisServer,
     eventually,
@@ -361,11 +362,12 @@ async def test_killed_worker_is_started_again(reactor: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_worker_that_always_ends_is_given_up(reactor: Any) -> None:
+async def test_worker_that_always_ends_is_given_up(reactor: Any, logged: LoggedErrors) -> None:
     supervisor = Supervisor(reactor, command=["false"], count=1, name="false")
     supervisor.startService()
     await eventually(reactor, lambda: supervisor.has_failed)
     assert supervisor.state()[0]["restarts"] == 4
+    assert logged.flush_text("it stays down") == 1
     await supervisor.stopService()
 
 

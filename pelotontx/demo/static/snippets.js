@@ -47,7 +47,7 @@ export class Snippets {
         "echo 'pub demo.chat {\"name\": \"Shell\", \"text\": \"Hello!\"}' |",
         `    peloton client --url ${this.#url}`,
         "",
-        "# Or look around: sub, psub, pub, call, help ...",
+        "# Or look around: sub, pub, call, help ...",
         `peloton client --url ${this.#url}`,
       ],
       python: [

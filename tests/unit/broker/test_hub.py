@@ -14,6 +14,7 @@ from pelotontx.wire import juggler
 class RecordingBroker:
     """A caller and pub/sub side that answers when the test says so."""
 
+    available = True
     conn_uuid = "c"
     on_result: Any
     on_event: Any

@@ -234,6 +234,14 @@ class AsyncTests(HTTPCase):
         answer = wire.taken()
         self.assertLess(answer.index(b"first"), answer.index(b"GET /b"))
 
+    def test_date_is_of_the_answer_not_of_the_question(self) -> None:
+        waiting: Deferred[Response] = Deferred()
+        self.results["/"] = waiting
+        _, wire = self.exchange(GET)
+        self.clock.advance(5)
+        waiting.callback(Response(200, b"x"))
+        self.assertIn(b"13:46:45 GMT", wire.taken())
+
     def test_thousand_pipelined_coroutines_do_not_nest(self) -> None:
         async def answer(_: Request) -> Response:
             return Response(200, b"x")

@@ -103,6 +103,24 @@ class PelotonReactorTests(SynchronousTestCase):
         self.reactor.doPoll(0)
         self.assertEqual(self.pipe.seen, [b"x", "ConnectionDone"])
 
+    def test_failing_connection_lost_is_logged_and_hurts_nobody_else(self) -> None:
+        dirty = Recorder()
+
+        def answer() -> object:
+            self.reactor.dirty.append(dirty)
+            return CONNECTION_DONE
+
+        def connection_lost(_: Failure) -> None:
+            raise ValueError("no")
+
+        self.pipe.answer = answer
+        self.pipe.connectionLost = connection_lost  # type: ignore[method-assign]
+        self.pipe.startReading()
+        os.write(self.write_end, b"x")
+        self.reactor.doPoll(0)
+        self.assertEqual(dirty.flushed, 1)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
     def test_hangup_ends_the_descriptor(self) -> None:
         read, write = os.pipe()
         self.addCleanup(os.close, read)

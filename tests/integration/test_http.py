@@ -1,0 +1,392 @@
+"""The HTTP stack on real sockets, on whatever reactor the tests were started with."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import SSL4ClientEndpoint, UNIXClientEndpoint, connectProtocol
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.ssl import CertificateOptions
+from twisted.python.failure import Failure
+
+from pelotontx.net.http import BodyWriter, HTTPFactory, HTTPLimits, Response, Upgrade
+from pelotontx.net.tcp import connect, listen, unsent_bytes
+from pelotontx.net.wheel import Wheel
+from pelotontx.web.app import App, Request
+
+#: Far more than anything here takes: it only ends a test that hangs.
+LIMIT_S = 30
+
+
+class Conversation(Protocol):
+    """A client that says raw bytes and waits for what comes back."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.is_over = False
+        self._waiting: list[tuple[Any, Deferred[bytes]]] = []
+
+    def say(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(data)
+
+    def until(self, end: bytes | None, count: int = 1) -> Deferred[bytes]:
+        """Everything received, once `end` came `count` times, or the connection ended (None)."""
+        waiting: Deferred[bytes] = Deferred()
+
+        def is_there() -> bool:
+            return self.is_over if end is None else self.data.count(end) >= count
+
+        self._waiting.append((is_there, waiting))
+        self._look()
+        return waiting.addTimeout(LIMIT_S, reactor)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+        self._look()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.is_over = True
+        self._look()
+
+    def _look(self) -> None:
+        for is_there, waiting in self._waiting[:]:
+            if is_there():
+                self._waiting.remove((is_there, waiting))
+                if not waiting.called:
+                    waiting.callback(self.data)
+
+
+class Echo(Protocol):
+    def __init__(self) -> None:
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost.callback(None)
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(b"<" + data + b">")
+
+
+class Site:
+    """A server of a few routes on a free port."""
+
+    def __init__(self, limits: HTTPLimits | None = None) -> None:
+        self.app = App()
+        self.wheel = Wheel(reactor)
+        self.factory = HTTPFactory(
+            self.app.handle,
+            wheel=self.wheel,
+            clock=reactor,
+            limits=limits,
+            request_class=Request,
+        )
+        self.ports: list[Any] = []
+        self.clients: list[Conversation] = []
+
+    async def listen(self, description: str = "tcp:0:interface=127.0.0.1") -> Any:
+        port: Any = await listen(reactor, description, self.factory)
+        self.ports.append(port)
+        return port
+
+    async def call(self) -> Conversation:
+        number = self.ports[0].getHost().port
+        protocol = await connect(
+            reactor, f"tcp:127.0.0.1:{number}", Factory.forProtocol(Conversation)
+        )
+        assert isinstance(protocol, Conversation)
+        self.clients.append(protocol)
+        return protocol
+
+    async def stop(self) -> None:
+        for port in self.ports:
+            await port.stopListening()
+        await self.factory.drain(1)
+        for client in self.clients:
+            await client.until(None)
+        self.wheel.stop()
+
+
+@asynccontextmanager
+async def serving(limits: HTTPLimits | None = None) -> AsyncIterator[Site]:
+    site = Site(limits)
+    await site.listen()
+    try:
+        yield site
+    finally:
+        await site.stop()
+
+
+def get(path: str, extra: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n".encode()
+
+
+@pytest_twisted.ensureDeferred
+async def test_requests_are_answered_on_one_connection() -> None:
+    async with serving() as site:
+        site.app.get(r"^/hello/(\w+)$")(lambda _, name: f"Hello, {name}")
+        site.app.post(r"^/echo$")(lambda request: request.body)
+        client = await site.call()
+        client.say(get("/hello/one"))
+        await client.until(b"Hello, one")
+        client.say(get("/hello/two") + get("/hello/three"))
+        answer = await client.until(b"Hello, three")
+        assert answer.index(b"two") < answer.index(b"three")
+        body = b"z" * 300_000
+        client.say(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\n\r\n" + body)
+        assert (await client.until(body)).count(b"HTTP/1.1 200 OK") == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_nodelay_is_set_on_both_ends() -> None:
+    async with serving() as site:
+        site.app.get(r"^/$")(lambda _: "x")
+        client = await site.call()
+        client.say(get("/"))
+        await client.until(b"\r\n\r\nx")
+        (connection,) = site.factory.connections
+        for transport in (client.transport, connection.transport):
+            handle: socket.socket = transport.getHandle()  # type: ignore[union-attr]
+            assert handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest_twisted.ensureDeferred
+async def test_long_body_arrives_whole_at_a_reader_that_stops_now_and_then() -> None:
+    async with serving() as site:
+        site.app.get(r"^/$")(lambda _: b"z" * 20_000_000)
+        client = await site.call()
+        client.say(get("/", "Connection: close\r\n"))
+        transport: Any = client.transport
+        await client.until(b"z")
+        for _ in range(3):
+            seen = len(client.data)
+            transport.pauseProducing()
+            (connection,) = site.factory.connections
+            assert unsent_bytes(connection.transport) < 1_000_000
+            transport.resumeProducing()
+            if not client.is_over:
+                await client.until(b"z", client.data.count(b"z") + 1)
+            assert len(client.data) > seen
+        assert (await client.until(None)).count(b"z") == 20_000_000
+
+
+@pytest_twisted.ensureDeferred
+async def test_stream_is_held_back_by_a_peer_that_does_not_read() -> None:
+    written: list[int] = []
+    held: Deferred[None] = Deferred()
+
+    async def body(writer: BodyWriter) -> None:
+        for _ in range(400):
+            writer.write(b"z" * 50_000)
+            written.append(1)
+            waiting = writer.drain()
+            if not waiting.called and len(written) > 3 and not held.called:
+                held.callback(None)
+            await waiting
+
+    async with serving() as site:
+        site.app.get(r"^/$")(lambda _: Response(200, body))
+        client = await site.call()
+        transport: Any = client.transport
+        transport.pauseProducing()
+        client.say(get("/"))
+        await held.addTimeout(LIMIT_S, reactor)
+        assert len(written) < 400
+        transport.resumeProducing()
+        answer = await client.until(b"\r\n0\r\n\r\n")
+        assert answer.count(b"z") == 20_000_000
+
+
+@pytest_twisted.ensureDeferred
+async def test_peer_that_does_not_read_is_aborted() -> None:
+    lost: Deferred[None] = Deferred()
+
+    async def body(writer: BodyWriter) -> None:
+        try:
+            while True:
+                writer.write(b"z" * 100_000)
+                await writer.drain()
+        finally:
+            lost.callback(None)
+
+    async with serving(HTTPLimits(unread_s=0.3)) as site:
+        site.app.get(r"^/$")(lambda _: Response(200, body))
+        client = await site.call()
+        client.transport.pauseProducing()  # type: ignore[union-attr]
+        client.say(get("/"))
+        await lost.addTimeout(LIMIT_S, reactor)
+        client.transport.resumeProducing()  # type: ignore[union-attr]
+        await client.until(None)
+        assert site.factory.connections == set()
+
+
+@pytest_twisted.ensureDeferred
+async def test_upgrade_hands_the_socket_over() -> None:
+    async with serving() as site:
+        echo = Echo()
+        site.app.get(r"^/ws$")(lambda _: Upgrade(echo))
+        client = await site.call()
+        head = get("/ws", "Connection: upgrade\r\nUpgrade: echo\r\n")
+        client.say(head)
+        assert await client.until(b">") == b"<" + head + b">"
+        client.say(b"more")
+        await client.until(b"<more>")
+        assert site.factory.connections == set()
+        client.transport.loseConnection()  # type: ignore[union-attr]
+        await echo.lost.addTimeout(LIMIT_S, reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_handler_is_cancelled_when_its_client_leaves() -> None:
+    started: Deferred[None] = Deferred()
+    cancelled: Deferred[None] = Deferred()
+
+    async def wait(_: Request) -> None:
+        started.callback(None)
+        await Deferred(lambda _: cancelled.callback(None))
+
+    async with serving() as site:
+        site.app.get(r"^/$")(wait)
+        client = await site.call()
+        client.say(get("/"))
+        await started.addTimeout(LIMIT_S, reactor)
+        client.transport.abortConnection()  # type: ignore[union-attr]
+        await cancelled.addTimeout(LIMIT_S, reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_refused_upload_still_sees_its_answer() -> None:
+    async with serving() as site:
+        client = await site.call()
+        client.say(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n")
+        client.say(b"z" * 2_000_000)
+        answer = await client.until(b"body too large\n")
+        assert answer.startswith(b"HTTP/1.1 413 Content Too Large\r\n")
+        await client.until(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_head_is_refused() -> None:
+    async with serving(HTTPLimits(head_s=0.2, linger_s=0.1)) as site:
+        client = await site.call()
+        client.say(b"GET / HTTP/1.1\r\n")
+        assert (await client.until(None)).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_drain_lets_busy_connections_answer() -> None:
+    release: Deferred[str] = Deferred()
+    started: Deferred[None] = Deferred()
+
+    async def slow(_: Request) -> str:
+        started.callback(None)
+        return await release
+
+    site = Site()
+    await site.listen()
+    site.app.get(r"^/$")(lambda _: "x")
+    site.app.get(r"^/slow$")(slow)
+    idle, busy = await site.call(), await site.call()
+    idle.say(get("/"))
+    await idle.until(b"\r\n\r\nx")
+    busy.say(get("/slow"))
+    await started.addTimeout(LIMIT_S, reactor)
+    stopped = Deferred.fromCoroutine(site.stop())
+    await idle.until(None)
+    release.callback("finished")
+    answer = await busy.until(None)
+    assert b"Connection: close\r\n" in answer
+    assert answer.endswith(b"finished")
+    await stopped
+
+
+@pytest_twisted.ensureDeferred
+async def test_unix_socket_with_mode_and_its_own_client(tmp_path: Path) -> None:
+    site = Site()
+    path = tmp_path / "http.sock"
+    await site.listen(f"unix:{path}:mode=600:lockfile=0")
+    try:
+        assert path.stat().st_mode & 0o777 == 0o600
+        site.app.get(r"^/$")(lambda request: request.client)
+        client = await connectProtocol(UNIXClientEndpoint(reactor, str(path)), Conversation())
+        client.say(get("/"))
+        await client.until(b"\r\n\r\nunix")
+        ours: Any = await connect(reactor, f"unix:{path}", Factory.forProtocol(Conversation))
+        ours.say(get("/"))
+        await ours.until(b"\r\n\r\nunix")
+        ours.transport.loseConnection()
+        client.transport.loseConnection()
+        await ours.until(None)
+    finally:
+        await site.stop()
+    assert not path.exists()
+
+
+def certificate(folder: Path) -> Path:
+    """A self-signed certificate for localhost with its key, in one PEM file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    own = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = folder / "server.pem"
+    pem.write_bytes(
+        own.public_bytes(Encoding.PEM)
+        + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    return pem
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+@pytest_twisted.ensureDeferred
+async def test_tls_serves_and_upgrades(tmp_path: Path) -> None:
+    pem = certificate(tmp_path)
+    site = Site()
+    port = await site.listen(f"ssl:0:interface=127.0.0.1:privateKey={pem}")
+    try:
+        site.app.get(r"^/$")(lambda request: f"secure={request.is_secure}")
+        echo = Echo()
+        site.app.get(r"^/ws$")(lambda _: Upgrade(echo))
+        endpoint = SSL4ClientEndpoint(
+            reactor, "127.0.0.1", port.getHost().port, CertificateOptions(verify=False)
+        )
+        client = await connectProtocol(endpoint, Conversation())
+        client.say(get("/"))
+        await client.until(b"secure=True")
+        client.say(get("/ws", "Connection: upgrade\r\nUpgrade: echo\r\n"))
+        await client.until(b"\r\n\r\n>")
+        client.say(b"more")
+        await client.until(b"<more>")
+        assert site.factory.connections == set()
+        client.transport.loseConnection()  # type: ignore[union-attr]
+        await client.until(None)
+        await echo.lost.addTimeout(LIMIT_S, reactor)
+    finally:
+        await site.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_port_in_use_is_an_errback() -> None:
+    async with serving() as site:
+        number = site.ports[0].getHost().port
+        with pytest.raises(CannotListenError):
+            await listen(reactor, f"tcp:{number}:interface=127.0.0.1", Factory())
