@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import signal
 import sys
 from dataclasses import replace
@@ -33,6 +34,9 @@ from pelotontx.errors import ConfigError
 from pelotontx.ops.logging import observer
 
 _DEMO_CALLEE = configuration.CalleeConfig(object="pelotontx.demo.callee:callee")
+
+# Files, the broker, child processes, and connections that are being refused.
+_DESCRIPTORS_IN_RESERVE = 256
 
 _log = Logger(namespace="pelotontx")
 
@@ -89,6 +93,7 @@ def _exit(line: str) -> NoReturn:
 def makeService(options: Options) -> IService:
     """The server that the options ask for."""
     config = options["loaded"]
+    _raise_descriptor_limit(config.server.connections_limit + _DESCRIPTORS_IN_RESERVE)
     if options["config"] is None:
         config = replace(config, callee=(_DEMO_CALLEE,))
     if "" not in sys.path:
@@ -100,6 +105,21 @@ def makeService(options: Options) -> IService:
     except ConfigError as error:
         _exit(str(error))
     return _Logged(server, config.log) if _logs_to_terminal(options) else server
+
+
+def _raise_descriptor_limit(wanted: int) -> None:
+    """Lets the process open `wanted` descriptors, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if wanted > soft:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            _log.warn(
+                "server.connections_limit needs {wanted} open files, the system allows {allowed}: "
+                "raise it (ulimit -n, LimitNOFILE=)",
+                wanted=wanted,
+                allowed=allowed,
+            )
 
 
 def _logs_to_terminal(options: Options) -> bool:

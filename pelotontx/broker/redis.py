@@ -12,23 +12,26 @@ calls and results come back many at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha1
-from importlib.resources import files
 from typing import Any, Final
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pelotontx.broker.interface import CallStored, History, IncomingCall, Position
+from pelotontx.broker.redis_store import (
+    BATCH_LIMIT,
+    LIST_LIFE_MS,
+    Store,
+    broker_error,
+    claim_script,
+)
 from pelotontx.errors import (
     BrokerError,
     BrokerUnavailable,
     HistoryUnsupported,
-    QueueFull,
     RemoteProtocolError,
 )
 from pelotontx.net.redis import (
@@ -37,19 +40,13 @@ from pelotontx.net.redis import (
     RedisConnection,
     RedisLink,
     Reply,
-    ResponseError,
     SubscriberConnection,
     client_name,
     ignore_reply,
 )
 from pelotontx.wire import juggler
 
-# Entries a script: Lua's unpack fails near 8000, and a long script keeps everybody else waiting.
-_BATCH_LIMIT: Final = 500
 _RESULTS_LIMIT: Final = 512
-# The least life of a list: far longer than a call, so that entries which a server that knows of no
-# expiry has put on the same list are not cut short.
-_LIST_LIFE_MS: Final = 600_000
 
 
 class RedisBroker:
@@ -87,14 +84,14 @@ class RedisBroker:
         self.caller = RedisCaller(
             self._commands,
             self._link("results"),
-            _Store(reactor, self._commands, cap=call_cap),
+            Store(reactor, self._commands, cap=call_cap),
             block_s=self._block_s,
         )
         self.pubsub = RedisPubSub(self._commands, self._subscriber_link)
 
     def callee(self) -> RedisCallee:
         """A new callee side, with a connection of its own."""
-        store = _Store(self._reactor, self._commands, cap=self._result_cap)
+        store = Store(self._reactor, self._commands, cap=self._result_cap)
         return RedisCallee(
             self._reactor, self._commands, self._link("takes"), store, block_s=self._block_s
         )
@@ -124,127 +121,13 @@ class RedisBroker:
         return self._link("events", connection_class=SubscriberConnection, **options)
 
 
-class _Script:
-    """A Lua script that Redis keeps by its digest."""
-
-    def __init__(self, name: str) -> None:
-        self._source = files(__package__).joinpath(name).read_bytes()
-        self._digest = sha1(self._source).hexdigest()
-
-    def run(
-        self, link: RedisLink, on_reply: Callable[[Reply], object], *arguments: Argument
-    ) -> None:
-        """Runs it; sends the source along where Redis does not know the script (any more)."""
-
-        def replied(reply: Reply) -> None:
-            if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
-                link.send(on_reply, "EVAL", self._source, *arguments)
-            else:
-                on_reply(reply)
-
-        link.send(replied, "EVALSHA", self._digest, *arguments)
-
-
-_store_script: Final = _Script("store.lua")
-_claim_script: Final = _Script("claim.lua")
-
-
-def _broker_error(reply: Reply) -> BrokerError:
-    """What a caller is told of an error reply."""
-    if isinstance(reply, BrokerError):
-        return reply
-    return BrokerUnavailable(str(reply))
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Entries of one turn for one list; four columns of equal length."""
-
-    name: str
-    timeout_keys: list[str] = field(default_factory=list)
-    timeouts_ms: list[int] = field(default_factory=list)
-    entries: list[bytes] = field(default_factory=list)
-    stored: list[CallStored] = field(default_factory=list)
-
-
-class _Store:
-    """Stores entries with their timeouts, those of one reactor turn together."""
-
-    def __init__(self, reactor: IReactorTime, link: RedisLink, *, cap: int) -> None:
-        self._reactor = reactor
-        self._link = link
-        self._cap = cap
-        self._batches: dict[str, _Batch] = {}
-        self._flush_call: IDelayedCall | None = None
-
-    def add(
-        self,
-        name: str,
-        list_key: str,
-        timeout_key: str,
-        timeout_ms: int,
-        entry: bytes,
-        stored: CallStored,
-    ) -> None:
-        """`stored` is told once; `name` is what a `QueueFull` shows."""
-        batch = self._batches.get(list_key)
-        if batch is None:
-            batch = self._batches[list_key] = _Batch(name)
-            if self._flush_call is None:
-                self._flush_call = self._reactor.callLater(0, self._flush)
-        batch.timeout_keys.append(timeout_key)
-        batch.timeouts_ms.append(timeout_ms)
-        batch.entries.append(entry)
-        batch.stored.append(stored)
-        if len(batch.entries) == _BATCH_LIMIT:
-            del self._batches[list_key]
-            self._send(list_key, batch)
-
-    def stop(self) -> None:
-        """Sends what waits; nothing is left in the reactor."""
-        if self._flush_call is not None:
-            self._flush_call.cancel()
-            self._flush()
-
-    def _flush(self) -> None:
-        self._flush_call = None
-        batches, self._batches = self._batches, {}
-        for list_key, batch in batches.items():
-            self._send(list_key, batch)
-
-    def _send(self, list_key: str, batch: _Batch) -> None:
-        _store_script.run(
-            self._link,
-            partial(self._replied, batch),
-            1 + len(batch.timeout_keys),
-            list_key,
-            *batch.timeout_keys,
-            self._cap,
-            _LIST_LIFE_MS,
-            *batch.timeouts_ms,
-            *batch.entries,
-        )
-
-    @staticmethod
-    def _replied(batch: _Batch, reply: Reply) -> None:
-        if type(reply) is int:
-            for stored in batch.stored[:reply]:
-                stored(None)
-            for stored in batch.stored[reply:]:
-                stored(QueueFull(batch.name))
-        else:
-            error = _broker_error(reply)
-            for stored in batch.stored:
-                stored(error)
-
-
 class RedisCaller:
     """Stores calls and pops the results of this process's one list."""
 
     _log = Logger()
 
     def __init__(
-        self, commands: RedisLink, results: RedisLink, store: _Store, *, block_s: float
+        self, commands: RedisLink, results: RedisLink, store: Store, *, block_s: float
     ) -> None:
         self.conn_uuid = str(uuid4())
         self.on_result: Callable[[str, bytes], None] = lambda msg_uuid, args: None
@@ -326,7 +209,7 @@ class RedisCallee:
         clock: IReactorTime,
         commands: RedisLink,
         takes: RedisLink,
-        store: _Store,
+        store: Store,
         *,
         block_s: float,
     ) -> None:
@@ -409,13 +292,13 @@ class RedisCallee:
 
     def _fail(self, waiting: Deferred[list[IncomingCall]], reply: Exception) -> None:
         if not waiting.called:
-            waiting.errback(_broker_error(reply))
+            waiting.errback(broker_error(reply))
 
     def _put_back(
         self, connection: RedisConnection | RedisLink, key: Argument, entries: list[bytes]
     ) -> None:
         connection.send(ignore_reply, "RPUSH", key, *reversed(entries))
-        connection.send(ignore_reply, "PEXPIRE", key, _LIST_LIFE_MS, "NX")
+        connection.send(ignore_reply, "PEXPIRE", key, LIST_LIFE_MS, "NX")
 
     def _claim(
         self,
@@ -440,7 +323,7 @@ class RedisCallee:
                 self._unclaim(payloads, reply)
 
         if keys:
-            _claim_script.run(self._takes, claimed, len(keys), *keys)
+            claim_script.run(self._takes, claimed, len(keys), *keys)
         else:
             claimed([])
 
@@ -533,7 +416,7 @@ class RedisPubSub:
             if result.called:  # cancelled
                 return
             if isinstance(reply, Exception):
-                result.errback(_broker_error(reply))
+                result.errback(broker_error(reply))
             else:
                 result.callback(None)
 
@@ -549,7 +432,7 @@ class RedisPubSub:
         def replied(reply: Reply) -> None:
             if isinstance(reply, Exception):
                 self._wanted.pop(topic, None)
-                result.errback(_broker_error(reply))
+                result.errback(broker_error(reply))
             else:
                 result.callback(None)
 
@@ -570,9 +453,9 @@ class RedisPubSub:
         confirmations = []
         for command, is_pattern in (("SUBSCRIBE", False), ("PSUBSCRIBE", True)):
             names = [name.encode() for name, pattern in self._wanted if pattern is is_pattern]
-            for start in range(0, len(names), _BATCH_LIMIT):
+            for start in range(0, len(names), BATCH_LIMIT):
                 confirmations.append(
-                    connection.subscribe_to(command, names[start : start + _BATCH_LIMIT])
+                    connection.subscribe_to(command, names[start : start + BATCH_LIMIT])
                 )
         wanted_before = set(self._wanted)
         await gatherResults(confirmations, consumeErrors=True)
