@@ -46,7 +46,7 @@ lint: $(VENV)/.tests
 	$(BIN)/mypy
 
 bench: $(VENV)/.tests
-	$(BIN)/python benchmarks/http.py
+	$(BIN)/python benchmarks/http_hello.py
 	$(BIN)/python benchmarks/rpc.py
 
 clean:

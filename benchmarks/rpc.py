@@ -6,6 +6,9 @@ In one run, interleaved, on one redis-server:
 - ours: `twistd peloton` and `peloton callee`, as they are, without a limit on a client's rate;
 - redis: LPUSH and BRPOP each way with nothing around them (`redis_limit.py`), a limit.
 
+Each has a database of its own on that server: their layouts are the same, and one's callee would
+serve another's calls.
+
 Servers have a core of their own; Redis, callees and load share the others. The load checks each
 answer; a lost or crossed one, or keys that stay in Redis, end the run with status 1.
 
@@ -50,7 +53,7 @@ EMPTY_WITHIN_S = 2.0
 
 CONFIG = """
 [broker]
-url = "redis://127.0.0.1:{redis}"
+url = "{url}"
 [rpc]
 message_rate = 0
 """
@@ -70,21 +73,24 @@ class Redis:
             self.command("INFO", "server").decode().split("redis_version:")[1].split()[0]
         )
 
-    def command(self, *words: str) -> Any:
+    def command(self, *words: str, database: int = 0) -> Any:
         """One command on a connection of its own."""
         reader = hiredis.Reader()
         with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
-            connection.sendall(hiredis.pack_command(words))
-            while (reply := reader.gets()) is False:
-                reader.feed(connection.recv(65536))
+            for line in (("SELECT", str(database)), words):
+                connection.sendall(hiredis.pack_command(line))
+                while (reply := reader.gets()) is False:
+                    reader.feed(connection.recv(65536))
         return reply
 
-    def keys_left(self) -> list[str]:
+    def keys_left(self, database: int) -> list[str]:
         """What does not go away soon after the last call; it is deleted."""
         deadline = time.monotonic() + EMPTY_WITHIN_S
-        while (keys := self.command("KEYS", "*")) and time.monotonic() < deadline:
+        while (keys := self.command("KEYS", "*", database=database)) and (
+            time.monotonic() < deadline
+        ):
             time.sleep(0.05)
-        self.command("FLUSHALL")
+        self.command("FLUSHDB", database=database)
         return [key.decode() for key in keys]
 
 
@@ -94,7 +100,8 @@ class System:
     port: int
     path: str
 
-    def __init__(self, redis: Redis, programs: dict[str, Program]) -> None:
+    def __init__(self, redis: Redis, database: int, programs: dict[str, Program]) -> None:
+        self.database = database
         self._programs = programs
         self.pids = {name: program.pid for name, program in programs.items()}
         self.pids["redis"] = redis.pid
@@ -113,11 +120,11 @@ class Original(System):
 
     path = "/"
 
-    def __init__(self, stack: ExitStack, redis: Redis, pinned: bool) -> None:
+    def __init__(self, stack: ExitStack, redis: Redis, pinned: bool, *, database: int) -> None:
         server_cpus, other_cpus = cores() if pinned else (None, None)
         self.port = free_port()
         command = [sys.executable, str(HERE / "rpc_original.py")]
-        redis_options = ["--redis", str(redis.port)]
+        redis_options = ["--redis", str(redis.port), "--database", str(database)]
         server = Program(
             "original server",
             [*command, "server", *redis_options, "--listen", str(self.port)],
@@ -126,7 +133,7 @@ class Original(System):
         stack.enter_context(server).wait_until(accepts(self.port))
         callee = Program("original callee", [*command, "callee", *redis_options], cpus=other_cpus)
         stack.enter_context(callee)
-        super().__init__(redis, {"server": server, "callee": callee})
+        super().__init__(redis, database, {"server": server, "callee": callee})
 
 
 class Ours(System):
@@ -135,16 +142,24 @@ class Ours(System):
     path = "/ws"
 
     def __init__(
-        self, stack: ExitStack, redis: Redis, pinned: bool, *, root: Path, concurrency: int | None
+        self,
+        stack: ExitStack,
+        redis: Redis,
+        pinned: bool,
+        *,
+        database: int,
+        root: Path,
+        concurrency: int | None,
     ) -> None:
         server_cpus, other_cpus = cores() if pinned else (None, None)
         self.port = free_port()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = folder / "peloton.toml"
-        config.write_text(CONFIG.format(redis=redis.port))
+        url = f"redis://127.0.0.1:{redis.port}/{database}"
+        config.write_text(CONFIG.format(url=url))
         environ = {
             "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
-            "PELOTON_BROKER__URL": f"redis://127.0.0.1:{redis.port}",
+            "PELOTON_BROKER__URL": url,
         }
         command = [script("twistd"), "-n", "--pidfile=", "peloton", "--config", str(config)]
         listen = ["--listen", f"tcp:{self.port}:interface=127.0.0.1"]
@@ -160,7 +175,7 @@ class Ours(System):
             environ=environ,
         )
         stack.enter_context(callee)
-        super().__init__(redis, {"server": server, "callee": callee})
+        super().__init__(redis, database, {"server": server, "callee": callee})
 
     def _is_healthy(self) -> bool:
         try:
@@ -204,7 +219,7 @@ def measure(
         except RuntimeError as error:
             figures = _figures_of_failed(load.output())
             problems = [_wrong(figures) or str(error), *system.last_lines()]
-    keys = redis.keys_left()
+    keys = redis.keys_left(system.database)
     if keys:
         problems.append(f"{len(keys)} keys stay in Redis: {keys[:3]}")
     return {**figures, "problems": problems}
@@ -242,13 +257,19 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     """All rounds; returns the figures by cell and system."""
     pinned = arguments.pin
     redis = Redis(stack, cores()[1] if pinned else None)
-    systems: dict[str, Any] = {"original": Original(stack, redis, pinned)}
-    for name, root in [*arguments.also, ("ours", str(ROOT))]:
+    systems: dict[str, Any] = {
+        "redis": Limit(stack, redis, pinned),
+        "original": Original(stack, redis, pinned, database=1),
+    }
+    for database, (name, root) in enumerate([*arguments.also, ("ours", str(ROOT))], 2):
         systems[name] = Ours(
-            stack, redis, pinned, root=Path(root).resolve(), concurrency=arguments.concurrency
+            stack,
+            redis,
+            pinned,
+            database=database,
+            root=Path(root).resolve(),
+            concurrency=arguments.concurrency,
         )
-        redis.command("FLUSHALL")
-    systems["redis"] = Limit(stack, redis, pinned)
 
     measured: dict[tuple[int, int], dict[str, list[dict[str, Any]]]] = {}
     order = [name for name in systems if name not in arguments.without]

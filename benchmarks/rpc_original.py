@@ -49,12 +49,13 @@ PUSH_DIGEST, POP_DIGEST = (hashlib.sha1(source.encode()).hexdigest() for source 
 CAP = 0  # none, the original's default
 
 
-def connect(port: int) -> Deferred[Any]:
-    return txredisapi.Connection("127.0.0.1", port, reconnect=False, convertNumbers=False)
+def connect(redis: tuple[int, int]) -> Deferred[Any]:
+    port, database = redis
+    return txredisapi.Connection("127.0.0.1", port, database, reconnect=False, convertNumbers=False)
 
 
-async def connect_commands(port: int) -> Any:
-    commands = await connect(port)
+async def connect_commands(redis: tuple[int, int]) -> Any:
+    commands = await connect(redis)
     for source in (PUSH, POP):
         await commands.script_load(source)
     return commands
@@ -110,7 +111,7 @@ class Session(WebSocketServerProtocol):
         self.answer(ACK, {"for": uuid, "for_type": CALL, "uri": uri})
 
     async def fetch_results(self) -> None:
-        self.results = await connect(self.factory.redis_port)
+        self.results = await connect(self.factory.redis)
         while self.state == self.STATE_OPEN:
             result, left_ms = await take(
                 self.results, self.factory.commands, "results", self.conn_uuid
@@ -131,18 +132,18 @@ class Session(WebSocketServerProtocol):
         await self.results.disconnect()
 
 
-async def serve(redis_port: int, port: int) -> None:
+async def serve(redis: tuple[int, int], port: int) -> None:
     factory = WebSocketServerFactory(protocols=["juggler.0"])
     factory.protocol = Session
-    factory.redis_port = redis_port
-    factory.commands = await connect_commands(redis_port)
+    factory.redis = redis
+    factory.commands = await connect_commands(redis)
     reactor.listenTCP(port, factory, interface="127.0.0.1")
 
 
-async def work(redis_port: int) -> None:
+async def work(redis: tuple[int, int]) -> None:
     """The callee: `test.echo`, whose result is its args."""
-    blocking = await connect(redis_port)
-    commands = await connect_commands(redis_port)
+    blocking = await connect(redis)
+    commands = await connect_commands(redis)
     while True:
         call, left_ms = await take(blocking, commands, "calls", "test.echo")
         if left_ms > 0:
@@ -157,13 +158,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="the original's design, for rpc.py")
     parser.add_argument("role", choices=("server", "callee"))
     parser.add_argument("--redis", type=int, required=True, help="a port on 127.0.0.1")
+    parser.add_argument("--database", type=int, default=0)
     parser.add_argument("--listen", type=int, help="a port on 127.0.0.1, for the server")
     arguments = parser.parse_args()
     log.startLogging(sys.stderr, setStdout=False)
-    if arguments.role == "server":
-        running = serve(arguments.redis, arguments.listen)
-    else:
-        running = work(arguments.redis)
+    redis = (arguments.redis, arguments.database)
+    running = serve(redis, arguments.listen) if arguments.role == "server" else work(redis)
     spawn(running)
     reactor.run()
 

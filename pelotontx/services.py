@@ -259,6 +259,7 @@ class _Builder:
             clock=reactor,
             limits=http_limits(config.http),
             request_class=WebRequest,
+            admits=self._has_room,
         )
         self.backend = [self._callee(n, callee) for n, callee in enumerate(config.callee)]
         self._watch()
@@ -349,6 +350,10 @@ class _Builder:
         ports.clear()
         return DeferredList(closing, consumeErrors=True)
 
+    def _has_room(self) -> bool:
+        connections = len(self.http.connections) + len(self.websockets.connections)
+        return connections < self.config.server.connections_limit
+
     # Parts
 
     def _app(self) -> App:
@@ -414,6 +419,7 @@ class _Builder:
         add.gauge("broker_available", "1 when the broker answers.", lambda: self.is_available)
         add.gauge("http_connections", "Connections that speak HTTP.", lambda: len(http.connections))
         add.gauge("websocket_connections", "Open WebSockets.", lambda: len(websockets.connections))
+        add.counter("connections_refused", "No room for them.", lambda: http.turned_away)
         add.gauge("juggler_sessions", "Open juggler sessions.", lambda: len(endpoint.sessions))
         add.gauge("calls_pending", "Calls that wait for a result.", lambda: hub.pending_calls)
         add.gauge("topics", "Channels and globs subscribed to.", lambda: hub.topics)

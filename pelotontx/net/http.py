@@ -76,6 +76,9 @@ _BATCH_BYTES = 64 * 1024
 #: Response heads of the second, and targets, that are kept at most. Both repeat a lot.
 _KEPT = 1024
 
+#: What else a request line holds, at most: ``OPTIONS  HTTP/1.1``.
+_AROUND_TARGET = 17
+
 #: Responses without a body and without a length.
 _BODILESS = frozenset({204, 304})
 
@@ -83,6 +86,8 @@ _BODILESS = frozenset({204, 304})
 _PIECES = 256
 
 Answer = Response | Upgrade
+#: Status, fields, length, whether the connection stays, HTTP version.
+HeadKey = tuple[int, bytes, int, bool, str]
 Handle = Callable[[Any], Answer | Deferred[Answer] | Coroutine[Deferred[Any], Any, Answer]]
 
 
@@ -241,16 +246,15 @@ class HTTPConnection(TimedConnection):
         except ValueError:
             raise _without_target(head, owner.limits) from None
         name = METHODS.get(method)
-        parts = owner.targets.get(target)
-        if name is None or parts is None or rest != self._rest:
+        if name is not None and rest == self._rest:
+            framing = self._framing  # the same fields as last time, judged then
+        else:
             if head.startswith(b"\r\n") and not head.startswith(b"\r\n", 2):
                 return self._read_head(head[2:])  # RFC 9112, 2.2: one empty line is forgiven
             framing = self._framing = read_head(head, method, rest, owner.limits.head)
             self._rest = rest
             name = METHODS[method]
-            parts = owner.read_target(name, target, framing.host)
-        else:
-            framing = self._framing  # the same fields as last time, judged then
+        parts = owner.targets.get(target) or owner.read_target(name, target, framing.host)
         self._requests += 1
         self._keep = framing.keep_alive and self._requests < owner.last_request
         request = owner.request_class(self, name, parts, framing, head)
@@ -443,25 +447,21 @@ class HTTPConnection(TimedConnection):
         if response.close:
             self._keep = False
         status = response.status
-        if request.method == "HEAD" or status in _BODILESS or request.framing.version == "1.0":
-            return self._render_unusual(request, response, len(body), body)
-        key = status, response.fields, len(body), self._keep
+        if request.method == "HEAD" or status in _BODILESS:
+            return self._render_bare(request, response, len(body))
+        key = status, response.fields, len(body), self._keep, request.framing.version
         head = self.owner.heads.get(key)
         if head is None:
             head = b"%bContent-Length: %d\r\n\r\n" % (self._head(request, response), len(body))
             self.owner.keep_head(key, head)
         return head + body
 
-    def _render_unusual(
-        self, request: Request, response: Response, length: int, body: bytes
-    ) -> bytes:
+    def _render_bare(self, request: Request, response: Response, length: int) -> bytes:
+        """A whole response that has no body."""
         head = self._head(request, response)
         if response.status in _BODILESS:
             return head + b"\r\n"
-        if request.method == "HEAD":
-            length = response.length or length
-            body = b""
-        return b"%bContent-Length: %d\r\n\r\n%b" % (head, length, body)
+        return b"%bContent-Length: %d\r\n\r\n" % (head, response.length or length)
 
     def _head(self, request: Request, response: Response) -> bytes:
         """A response's head without what frames its body."""
@@ -605,13 +605,15 @@ class HTTPFactory(Factory):
         clock: the time, for deadlines and for Date; a reactor.
         limits: what a connection may cost.
         request_class: what `handle` is given; a subclass of `Request`.
+        admits: whether there is room for one more connection; otherwise it is closed at once.
 
     Attributes:
         connections: those that speak HTTP now; upgraded ones are not among them.
+        turned_away: how many found no room.
         is_draining: every answer is a connection's last.
         last_request: the request of a connection that is its last.
         fields: Server and Date, as they are now.
-        heads: heads of this second's responses, by status, fields, length, and keep-alive.
+        heads: heads of this second's responses.
         targets: request targets, read.
     """
 
@@ -625,15 +627,18 @@ class HTTPFactory(Factory):
         clock: IReactorTime,
         limits: HTTPLimits | None = None,
         request_class: type[Request] = Request,
+        admits: Callable[[], bool] = lambda: True,
     ) -> None:
         self.handle = handle
+        self._admits = admits
         self.limits = limits or HTTPLimits()
         self.wheel = wheel
         self.request_class = request_class
         self.connections: set[HTTPConnection] = set()
+        self.turned_away = 0
         self.is_draining = False
         self.last_request = self.limits.requests
-        self.heads: dict[tuple[int, bytes, int, bool], bytes] = {}
+        self.heads: dict[HeadKey, bytes] = {}
         self.targets: dict[bytes, tuple[str, str, str]] = {}
         self._clock = clock
         self._seconds = clock.seconds
@@ -642,7 +647,10 @@ class HTTPFactory(Factory):
         self._drained: list[Deferred[None]] = []
         self._late: IDelayedCall | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> HTTPConnection:
+    def buildProtocol(self, addr: IAddress | None) -> HTTPConnection | None:
+        if not self._admits():
+            self.turned_away += 1
+            return None
         return HTTPConnection(self)
 
     def now(self) -> float:
@@ -655,18 +663,21 @@ class HTTPFactory(Factory):
             self.fields = f"Server: pelotontx\r\nDate: {date}\r\n".encode()
         return now_s
 
-    def keep_head(self, key: tuple[int, bytes, int, bool], head: bytes) -> None:
+    def keep_head(self, key: HeadKey, head: bytes) -> None:
         """Keeps the head of a response for the next like it, for as long as its Date holds."""
         if len(self.heads) < _KEPT:
             self.heads[key] = head
 
     def read_target(self, method: str, target: bytes, host: bytes) -> tuple[str, str, str]:
-        """`wire.http.read_target`, which remembers targets that depend on nothing else.
+        """`wire.http.read_target`, which remembers short targets that depend on nothing else.
 
-        Only short ones: a remembered target also means that the request line is not too long.
+        Raises:
+            RefusedRequest: as there, and 414 for a request line that is too long.
         """
+        if len(target) + _AROUND_TARGET > self.limits.head.line_bytes:
+            raise RefusedRequest(414, "request line too long")
         parts = read_target(method, target, host)
-        if target.startswith(b"/") and len(target) < min(256, self.limits.head.line_bytes - 32):
+        if target.startswith(b"/") and len(target) < 256:
             if len(self.targets) >= _KEPT:
                 self.targets.clear()
             self.targets[target] = parts

@@ -258,7 +258,7 @@ class App:
             return self._unmatched(request, tables)
         handler, captures, named = match
         try:
-            result = handler(request, *captures, **named)
+            result = handler(request, *captures, **named) if named else handler(request, *captures)
             if type(result) is Response:
                 return result
             if iscoroutine(result):
@@ -350,6 +350,20 @@ def respond(result: Any) -> Response | Upgrade:
         return Response(204)
     raise LocalProtocolError(f"a handler returned {type(result).__name__}")
 
+
+__all__ = [
+    "App",
+    "HTTPError",
+    "Request",
+    "Response",
+    "Upgrade",
+    "html",
+    "json",
+    "not_found",
+    "redirect",
+    "respond",
+    "text",
+]
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -14,7 +14,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 
-from pelotontx.client import Event
+from pelotontx.client import Client, Event
 from pelotontx.errors import CallExpired, CallFailed, Disconnected, RequestRefused
 from tests.support.programs import BIN, PelotonServer, Program, children_of
 from tests.support.servers import RedisServer, eventually, free_port, is_alive, redis_binary
@@ -317,6 +317,19 @@ class TestStop:
 
 
 class TestSessions:
+    @pytest_twisted.ensureDeferred
+    async def test_connections_past_the_limit_are_refused_and_room_is_used_again(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "p.toml").write_text("[server]\nconnections_limit = 3")
+        async with PelotonServer(reactor, "--config", "p.toml", folder=tmp_path) as server:
+            clients = [await server.client() for _ in range(3)]
+            refused = Client(server.websocket_url, reactor=reactor)
+            with pytest.raises(Disconnected):
+                await refused.connect(retry=False)
+            await clients[0].close()
+            await server.client()
+
     @pytest_twisted.ensureDeferred
     async def test_a_thousand_sessions_keep_the_redis_connections_constant(
         self, tmp_path: Path
