@@ -206,7 +206,12 @@ def test_interrupted_call_is_130():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [PELOTON, "call", "u", "--url", f"ws://127.0.0.1:{listener.getsockname()[1]}/"]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A background job of a shell, as a test run may be, hands on an ignored SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         with listener.accept()[0] as connection:
             assert connection.recv(4096).startswith(b"GET / ")

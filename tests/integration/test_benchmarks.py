@@ -1,0 +1,48 @@
+"""The benchmarks run; what they measure is nobody's business here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.servers import redis_binary
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def rpc(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    redis_binary()
+    path = tmp_path_factory.mktemp("rpc") / "rpc.json"
+    done = run("rpc.py", "--quick", "--seconds", "0.2", "--cells", "3x2", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "clients x in flight" in done.stdout
+    figures: dict[str, Any] = json.loads(path.read_text())
+    return figures
+
+
+def test_rpc_measures_three_systems_side_by_side(rpc: dict[str, Any]) -> None:
+    (cell,) = rpc["cells"]
+    assert (cell["clients"], cell["in_flight"]) == (3, 2)
+    assert set(cell["systems"]) == {"original", "ours", "redis"}
+    assert all(system["rate"] > 0 for system in cell["systems"].values())
+
+
+def test_rpc_loses_and_crosses_no_call_and_leaves_redis_empty(rpc: dict[str, Any]) -> None:
+    for name in ("original", "ours"):
+        system = rpc["cells"][0]["systems"][name]
+        wrong = ("lost", "crossed", "unknown", "nacks", "problems")
+        assert [system[key] for key in wrong] == [0, 0, 0, 0, []]
+    assert rpc["cells"][0]["systems"]["ours"]["results_before_ack"] == 0
+
+
+def test_rpc_names_the_versions_that_its_figures_belong_to(rpc: dict[str, Any]) -> None:
+    assert {"python", "kernel", "pelotontx", "Twisted", "redis"} <= rpc["versions"].keys()
