@@ -206,7 +206,7 @@ def websocket_limits(config: WebSocketConfig) -> WebSocketLimits:
     )
 
 
-def juggler_limits(config: RpcConfig) -> juggler.JugglerLimits:
+def juggler_limits(config: RpcConfig, websocket: WebSocketConfig) -> juggler.JugglerLimits:
     """The section ``[rpc]`` as `gateway.juggler` wants it."""
     return juggler.JugglerLimits(
         call_timeout_s=config.call_timeout_s,
@@ -219,6 +219,7 @@ def juggler_limits(config: RpcConfig) -> juggler.JugglerLimits:
         message_burst=config.message_burst,
         result_limit_bytes=config.result_limit_bytes,
         close_uri=config.close_uri,
+        slow_message_s=websocket.slow_message_threshold_s,
     )
 
 
@@ -240,7 +241,7 @@ class _Builder:
         self.endpoint = juggler.JugglerEndpoint(
             hub=self.hub,
             clock=reactor,
-            limits=juggler_limits(config.rpc),
+            limits=juggler_limits(config.rpc, config.websocket),
             allow_empty_subprotocol=config.websocket.allow_empty_subprotocol,
         )
         self.websockets = ServerFactory(
@@ -425,6 +426,7 @@ class _Builder:
         add.gauge("topics", "Channels and globs subscribed to.", lambda: hub.topics)
         add.counter("juggler_sessions", "juggler sessions so far.", lambda: endpoint.sessions_total)
         add.counter("calls_expired", "Calls without a result.", lambda: endpoint.calls_expired)
+        add.counter("slow_messages", "Took long to handle.", lambda: endpoint.slow_messages)
         add.counter("limits_exceeded", "Requests past a limit.", lambda: endpoint.limits_exceeded)
         add.counter("slow_consumers", "Closed for not reading.", lambda: websockets.slow_consumers)
         for name, counts in (

@@ -55,6 +55,8 @@ class JugglerLimits:
         message_burst: messages at once; as many again past the rate close the connection.
         result_limit_bytes: a larger result becomes an error.
         close_uri: a CALL of this URI closes the connection; empty = none.
+        slow_message_s: a message whose handling took longer is counted and logged: it held up
+            everybody else.
     """
 
     call_timeout_s: float = 60.0
@@ -67,6 +69,7 @@ class JugglerLimits:
     message_burst: int = 100
     result_limit_bytes: int = 1024 * 1024
     close_uri: str = ""
+    slow_message_s: float = 0.1
 
 
 def nack_of(error: BaseException) -> tuple[int, str]:
@@ -132,6 +135,14 @@ class JugglerSession:
 
     def text_received(self, payload: bytes) -> None:
         """One frame of the peer."""
+        endpoint = self._endpoint
+        began_s = endpoint.clock.seconds()
+        self._handle(payload)
+        if endpoint.clock.seconds() - began_s > endpoint.limits.slow_message_s:
+            endpoint.slow_messages += 1
+            endpoint.log_slow_message(self._connection.peer, endpoint.clock.seconds() - began_s)
+
+    def _handle(self, payload: bytes) -> None:
         try:
             request = juggler.decode_request(payload)
         except RemoteProtocolError as error:
@@ -370,6 +381,7 @@ class JugglerEndpoint:
         self.sessions_total = 0
         self.calls_expired = 0
         self.limits_exceeded = 0
+        self.slow_messages = 0
         self._allow_empty_subprotocol = allow_empty_subprotocol
         self._all_ended: Deferred[None] | None = None
 
@@ -418,6 +430,10 @@ class JugglerEndpoint:
         if self.sessions:
             self._all_ended = Deferred()
             await self._all_ended
+
+    def log_slow_message(self, peer: str, took_s: float) -> None:
+        """Logs that handling a message took long."""
+        self._log.warn("{peer}: a message took {ms:.0f} ms", peer=peer, ms=took_s * 1000)
 
     def log_failure(self, failure: Failure) -> None:
         """Logs an error that is ours."""

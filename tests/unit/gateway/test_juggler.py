@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.broker.hub import Hub
-from pelotontx.broker.memory import MemoryBroker, MemoryPubSub
+from pelotontx.broker.memory import MemoryBroker, MemoryCaller, MemoryPubSub
 from pelotontx.gateway.juggler import JugglerEndpoint, JugglerLimits, allowed_messages
 from pelotontx.net.websocket import Handshake, Refused
 from pelotontx.net.wheel import Wheel
@@ -198,6 +198,26 @@ class SessionTests(SynchronousTestCase):
         self.session.binary_received(b"x")
         assert self.connection.closed is not None
         self.assertEqual(self.connection.closed[0], 1003)
+
+    def test_a_message_that_takes_long_is_counted(self) -> None:
+        self.open(slow_message_s=0.1)
+        self.send(4, channel="quick")
+        self.assertEqual(self.endpoint.slow_messages, 0)
+        store_call = self.broker.caller.store_call
+
+        class SlowCaller(MemoryCaller):
+            def store_call(caller, *arguments: Any) -> None:
+                self.clock.rightNow += 0.5
+                store_call(*arguments)
+
+        self.hub = Hub(
+            caller=SlowCaller(self.broker, self.clock),
+            pubsub=self.broker.pubsub,
+            wheel=Wheel(self.clock),
+        )
+        self.open(slow_message_s=0.1)
+        self.send(1, uri="u")
+        self.assertEqual(self.endpoint.slow_messages, 1)
 
     def test_close_uri_says_bye(self) -> None:
         self.open(close_uri="test.close")
