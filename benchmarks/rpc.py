@@ -65,7 +65,15 @@ class Redis:
     def __init__(self, stack: ExitStack, cpus: set[int] | None) -> None:
         self.port = free_port()
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder]
+        command = [
+            script("redis-server"),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            folder,
+        ]
         program = Program("redis", [*command, "--save", "", "--appendonly", "no"], cpus=cpus)
         stack.enter_context(program).wait_until(accepts(self.port))
         self.pid = program.pid
@@ -163,7 +171,9 @@ class Ours(System):
         }
         command = [script("twistd"), "-n", "--pidfile=", "peloton", "--config", str(config)]
         listen = ["--listen", f"tcp:{self.port}:interface=127.0.0.1"]
-        server = Program("peloton", [*command, *listen], cpus=server_cpus, environ=environ)
+        server = Program(
+            "peloton", [*command, *listen], cpus=server_cpus, environ=environ, folder=root
+        )
         stack.enter_context(server).wait_until(self._is_healthy)
         callee = Program(
             "peloton callee",
@@ -173,6 +183,7 @@ class Ours(System):
             ],
             cpus=other_cpus,
             environ=environ,
+            folder=root,  # first in its path
         )
         stack.enter_context(callee)
         super().__init__(redis, database, {"server": server, "callee": callee})
@@ -308,27 +319,31 @@ def _progress(number: int, cell: tuple[int, int], name: str, figures: dict[str, 
 
 
 def show(cells: list[dict[str, Any]]) -> None:
-    """The table: ratios first."""
-    head = ("clients x in flight", "", "ratio", "calls/s", "p50 ms", "p99 ms")
+    """The table: ratios first; the second is the original's CPU time a call over this one's."""
+    head = ("clients x in flight", "", "ratio", "1/CPU", "calls/s", "p50 ms", "p99 ms")
     cpu_names = ("server", "callee", "redis", "load")
     rows = []
     for cell in cells:
         label = f"{cell['clients']} x {cell['in_flight']}"
-        base = cell["systems"].get("original", {}).get("rate")
+        base = cell["systems"].get("original")
         for name, figures in cell["systems"].items():
-            ratio = f"{figures['rate'] / base:.2f}" if base else "-"
+            cpus = figures["cpu_us"]
+            ratio = f"{figures['rate'] / base['rate']:.2f}" if base and base["rate"] else "-"
             times = [f"{figures[key]:.2f}" for key in ("p50_ms", "p99_ms")]
-            cpus = [f"{figures['cpu_us'].get(key, 0):.1f}" for key in cpu_names]
-            share = figures["cpu_share"].get("server", 0)
-            cpus.append(f"{sum(map(float, cpus[:3])):.1f}")
-            if not figures["cpu_us"]:
-                cpus = ["-"] * len(cpus)
-            rows.append(
-                (label, name, ratio, f"{figures['rate']:.0f}", *times, *cpus, f"{share:.0%}")
-            )
+            cpu_ratio = f"{_cpu_us(base) / _cpu_us(figures):.2f}" if base and cpus else "-"
+            columns = [f"{cpus[key]:.1f}" if cpus else "-" for key in cpu_names]
+            columns.append(f"{_cpu_us(figures):.1f}" if cpus else "-")
+            columns.append(f"{figures['cpu_share']['server']:.0%}" if cpus else "-")
+            rows.append((label, name, ratio, cpu_ratio, f"{figures['rate']:.0f}", *times, *columns))
             label = ""
     cpu_head = [f"{name} µs" for name in cpu_names]
-    print(table([*head, *cpu_head, "without load µs", "server busy"], rows))
+    print(table([*head, *cpu_head, "all but load µs", "server busy"], rows))
+
+
+def _cpu_us(figures: dict[str, Any]) -> float:
+    """CPU time of a call in server, callee and Redis."""
+    cpus: dict[str, float] = figures["cpu_us"]
+    return sum(cpus[name] for name in ("server", "callee", "redis"))
 
 
 def main() -> int:

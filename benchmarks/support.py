@@ -59,6 +59,7 @@ class Program:
         command: what to run.
         cpus: the cores that it may use.
         environ: added to ours.
+        folder: where it runs; here if None.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Program:
         *,
         cpus: set[int] | None = None,
         environ: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
@@ -77,6 +79,7 @@ class Program:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environ or {})},
+            cwd=folder,
             preexec_fn=_prepare(cpus),
         )
         self.pid = self._process.pid
@@ -154,12 +157,13 @@ def accepts(port: int) -> Callable[[], bool]:
 
 
 def script(name: str) -> str:
-    """The path of a program that is installed beside this Python (``twistd``).
+    """The path of a program, the one beside this Python first (``twistd``, ``redis-server``).
 
     Raises:
         RuntimeError: it is not installed.
     """
-    path = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
+    path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
         raise RuntimeError(f"{name} is not installed")
     return path
