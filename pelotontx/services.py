@@ -31,6 +31,7 @@ from pelotontx.config import (
     HttpConfig,
     RpcConfig,
     WebSocketConfig,
+    as_environment,
     load_object,
     without_password,
 )
@@ -160,11 +161,25 @@ def open_broker(reactor: Any, url: str, config: BrokerConfig) -> Broker:
 
 
 def callee_service(
-    callee: Callee, *, broker_url: str, concurrency: int = 8, reactor: Any
+    callee: Callee, config: Config, *, concurrency: int = 64, reactor: Any
 ) -> IService:
-    """A callee with a broker connection of its own, for a process of its own."""
-    broker = open_broker(reactor, broker_url, BrokerConfig())
-    runner = CalleeService(callee, broker.callee(), clock=reactor, concurrency=concurrency)
+    """A callee with a broker connection of its own, for a process of its own.
+
+    Args:
+        callee: the functions.
+        config: whose ``broker.url`` is ``redis://`` or ``unix://``.
+        concurrency: how many functions run at once.
+        reactor: everything lives on it.
+    """
+    broker = open_broker(reactor, config.broker.url, config.broker)
+    runner = CalleeService(
+        callee,
+        broker.callee(),
+        clock=reactor,
+        concurrency=concurrency,
+        result_limit_bytes=config.rpc.result_limit_bytes,
+        stop_timeout_s=config.server.drain_timeout_s,
+    )
     server = Server()
     server.add(Phase("broker", start=broker.start, stop=broker.stop))
     server.add(Phase("callee", start=runner.startService, stop=runner.stopService))
@@ -400,7 +415,11 @@ class _Builder:
             count=config.processes,
             name=config.object,
             # In the environment, where no other user can read a password.
-            environ={**os.environ, "PELOTON_BROKER__URL": self.broker_url},
+            environ={
+                **os.environ,
+                **as_environment(self.config),
+                "PELOTON_BROKER__URL": self.broker_url,
+            },
             stop_timeout_s=self.config.server.drain_timeout_s,
         )
         self.health.add(config.object, lambda: (not supervisor.has_failed, supervisor.state()))

@@ -31,6 +31,7 @@ import pelotontx
 from pelotontx import config as configuration
 from pelotontx import services
 from pelotontx.errors import ConfigError
+from pelotontx.flow import spare_collector
 from pelotontx.ops.logging import observer
 
 _DEMO_CALLEE = configuration.CalleeConfig(object="pelotontx.demo.callee:callee")
@@ -104,6 +105,7 @@ def makeService(options: Options) -> IService:
         )
     except ConfigError as error:
         _exit(str(error))
+    spare_collector()
     return _Logged(server, config.log) if _logs_to_terminal(options) else server
 
 

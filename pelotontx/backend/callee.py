@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import iscoroutine
 from random import random
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from pelotontx.broker.interface import Callee as BrokerCallee
 from pelotontx.broker.interface import IncomingCall
@@ -37,6 +38,8 @@ from pelotontx.wire import juggler
 
 Function: TypeAlias = Callable[[Any], Any]
 _F = TypeVar("_F", bound=Function)
+# Results on their way to the broker; past it no calls are taken, so that a slow broker slows us.
+_STORING_LIMIT: Final = 512
 
 
 class Callee:
@@ -81,7 +84,7 @@ class CalleeService(Service):
         source: BrokerCallee,
         *,
         clock: IReactorTime,
-        concurrency: int = 8,
+        concurrency: int = 64,
         result_limit_bytes: int = 1024 * 1024,
         stop_timeout_s: float = 10.0,
     ) -> None:
@@ -93,7 +96,8 @@ class CalleeService(Service):
         self._stop_timeout_s = stop_timeout_s
         self._loop = Tasks()
         self._calls = Tasks()
-        self._call_ended: Deferred[None] | None = None
+        self._storing = 0
+        self._room: Deferred[None] | None = None
         self.calls_run = 0
         self.calls_failed = 0
 
@@ -110,9 +114,12 @@ class CalleeService(Service):
         """Takes no more, finishes what runs, lets go of the broker."""
         await self._loop.stop()
         deadline_s = self._clock.seconds() + self._stop_timeout_s
-        while self._calls and (left_s := deadline_s - self._clock.seconds()) > 0:
-            self._call_ended = Deferred()
-            await self._call_ended.addTimeout(left_s, self._clock).addErrback(lambda _: None)
+        while self._calls or self._storing:
+            left_s = deadline_s - self._clock.seconds()
+            if left_s <= 0:
+                break
+            self._room = Deferred()
+            await self._room.addTimeout(left_s, self._clock).addErrback(lambda _: None)
         await self._calls.stop()
         await self._source.stop()
 
@@ -120,12 +127,13 @@ class CalleeService(Service):
         uris = tuple(self._functions)
         attempt = 0
         while uris:
-            if len(self._calls) >= self._concurrency:
-                self._call_ended = Deferred()
-                await self._call_ended
+            limit = min(self._concurrency - len(self._calls), _STORING_LIMIT - self._storing)
+            if limit <= 0:
+                self._room = Deferred()
+                await self._room
                 continue
             try:
-                calls = await self._source.take_calls(uris, self._concurrency - len(self._calls))
+                calls = await self._source.take_calls(uris, limit)
                 attempt = 0
             except BrokerUnavailable:
                 # Consumers try for ever; jitter keeps a fleet from coming back in step.
@@ -133,47 +141,82 @@ class CalleeService(Service):
                 await later(self._clock, random() * 0.05 * 2**attempt)
                 continue
             for call in calls:
-                self._calls.spawn(self._run(call))
+                self._run(call)
 
-    async def _run(self, call: IncomingCall) -> None:
-        try:
-            left_s = call.expires_at_s - self._clock.seconds()
-            if left_s > 0:
-                await self._source.store_result(call, await self._result(call, left_s))
-        except BrokerError as error:
-            self._log.warn("{uri}: a result is lost: {error}", uri=call.uri, error=error)
-        except TimeoutError:
-            self._log.warn("{uri}: its time was over before it was done", uri=call.uri)
-        finally:
-            ended, self._call_ended = self._call_ended, None
-            if ended is not None:
-                # In a turn of its own: until then this call still counts as running.
-                self._clock.callLater(0, ended.callback, None)
-
-    async def _result(self, call: IncomingCall, left_s: float) -> bytes:
-        """The encoded result, or the encoded error."""
+    def _run(self, call: IncomingCall) -> None:
+        """Runs one call; a plain function costs no task, since this path is hot."""
+        left_s = call.expires_at_s - self._clock.seconds()
+        if left_s <= 0:
+            return
         self.calls_run += 1
         try:
             args = msgspec.json.decode(call.args) if call.args else None
             result = self._functions[call.uri](args)
+            if isinstance(result, Deferred) or iscoroutine(result):
+                self._calls.spawn(self._finish(call, result, left_s))
+                return
+            encoded = self._encoded(result)
+        except Exception as error:  # the user's code
+            encoded = self._encoded_error(call, error)
+        self._store(call, encoded)
+
+    async def _finish(self, call: IncomingCall, result: Any, left_s: float) -> None:
+        """Waits for what an asynchronous function gives."""
+        try:
             if iscoroutine(result):
                 result = Deferred.fromCoroutine(result)
-            if isinstance(result, Deferred):
-                if not result.called:
-                    result.addTimeout(left_s, self._clock)
-                result = await result
-            encoded = msgspec.json.encode(result)
-            if len(encoded) > self._result_limit_bytes:
-                raise CallFailed(
-                    {"message": f"the result has over {self._result_limit_bytes} bytes"}
-                )
-            return encoded
-        except CallFailed as failed:  # raised on purpose
-            self.calls_failed += 1
-            return msgspec.json.encode({"error": failed.payload})
-        except (CancelledError, TimeoutError):  # nobody waits for the result any more
+            if not result.called:
+                result.addTimeout(left_s, self._clock)
+            encoded = self._encoded(await result)
+        except TimeoutError:  # nobody waits for the result any more
+            self._log.warn("{uri}: its time was over before it was done", uri=call.uri)
+            return
+        except CancelledError:
             raise
         except Exception as error:  # the user's code
-            self.calls_failed += 1
+            encoded = self._encoded_error(call, error)
+        finally:
+            self._make_room()
+        self._store(call, encoded)
+
+    def _store(self, call: IncomingCall, encoded: bytes) -> None:
+        """Stores a result; meanwhile further calls are taken."""
+        self._storing += 1
+        stored = self._source.store_result(call, encoded)
+        stored.addCallbacks(self._stored, self._not_stored, errbackArgs=(call,))
+
+    def _stored(self, result: object) -> None:
+        self._storing -= 1
+        if self._room is not None:
+            self._make_room()
+
+    def _not_stored(self, failure: Failure, call: IncomingCall) -> None:
+        self._stored(failure)
+        if failure.check(BrokerError) is None:
+            self._log.failure("{uri}: a result is lost", failure, uri=call.uri)
+        else:
+            self._log.warn("{uri}: a result is lost: {error}", uri=call.uri, error=failure.value)
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            # In a turn of its own: until then the call that ends still counts, and where results
+            # are stored many at a time, there is room for as many.
+            self._clock.callLater(0, room.callback, None)
+
+    def _encoded(self, result: Any) -> bytes:
+        encoded = msgspec.json.encode(result)
+        if len(encoded) > self._result_limit_bytes:
+            raise CallFailed({"message": f"the result has over {self._result_limit_bytes} bytes"})
+        return encoded
+
+    def _encoded_error(self, call: IncomingCall, error: Exception) -> bytes:
+        self.calls_failed += 1
+        try:
+            if isinstance(error, CallFailed):  # raised on purpose
+                return msgspec.json.encode({"error": error.payload})
             self._log.failure("{uri} failed", uri=call.uri)
             return juggler.encode_error(str(error) or type(error).__name__)
+        except Exception:  # an error that cannot be told
+            self._log.failure("{uri} failed", uri=call.uri)
+            return juggler.encode_error(type(error).__name__)

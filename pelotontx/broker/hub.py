@@ -7,6 +7,7 @@ fresh id of the hub's own on the broker, so that clients with the same message i
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -162,11 +163,8 @@ class Hub:
         call = PendingCall(owner, request, msg_uuid)
         self._pending[msg_uuid] = call
         call.timer = self._wheel.call_later(timeout_s, self._expire, call)
-
-        def stored(error: BrokerError | None, /) -> None:
-            self._stored(call, error)
-
-        self._caller.store_call(uri, msg_uuid, args, max(1, int(timeout_s * 1000)), stored)
+        stored = partial(self._stored, call)
+        self._caller.store_call(uri, msg_uuid, args, int(timeout_s * 1000) or 1, stored)
         return call
 
     def forget(self, call: PendingCall) -> None:
@@ -185,7 +183,7 @@ class Hub:
         for call in tuple(self._pending.values()):
             self._result(call.msg_uuid, juggler.encode_error(reason))
 
-    def _stored(self, call: PendingCall, error: BrokerError | None) -> None:
+    def _stored(self, call: PendingCall, error: BrokerError | None, /) -> None:
         if call.is_stored or not call.is_pending:
             return
         if error is None:

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred
 
 from pelotontx.errors import BrokerError
 
 
-@dataclass(frozen=True, slots=True)
-class IncomingCall:
+class IncomingCall(msgspec.Struct, frozen=True, gc=False):
     """A call that a callee has taken.
 
     Attributes:

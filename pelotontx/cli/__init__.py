@@ -6,7 +6,6 @@ Exit statuses: 0 done, 1 failed, 2 a command line that is not understood, 130 in
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -14,7 +13,6 @@ from pelotontx import __version__
 from pelotontx.config import parse_duration
 
 _URL: Final = "ws://127.0.0.1:8080/ws"
-_BROKER: Final = "redis://127.0.0.1:6379"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,11 +119,10 @@ def _add_callee(commands: _Commands) -> None:
     parser.add_argument(
         "--broker",
         metavar="URL",
-        default=os.environ.get("PELOTON_BROKER__URL") or _BROKER,
-        help=f"default: PELOTON_BROKER__URL, else {_BROKER}",
+        help="default: PELOTON_BROKER__URL, else redis://127.0.0.1:6379",
     )
     parser.add_argument(
-        "--concurrency", metavar="N", type=_positive, default=8, help="calls at once (default 8)"
+        "--concurrency", metavar="N", type=_positive, default=64, help="calls at once (default 64)"
     )
     parser.set_defaults(run=_callee)
 

@@ -7,7 +7,7 @@ by its dotted name. The keys are defined in `sections`, what their values look l
 
 from pelotontx.config.objects import load_object
 from pelotontx.config.reading import load
-from pelotontx.config.rendering import render_default
+from pelotontx.config.rendering import as_environment, render_default
 from pelotontx.config.sections import (
     BrokerConfig,
     CalleeConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "ServerConfig",
     "WebConfig",
     "WebSocketConfig",
+    "as_environment",
     "load",
     "load_object",
     "parse_duration",

@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 
-from pelotontx.config.sections import SECTIONS, Key, Section
+from pelotontx.config.sections import SECTIONS, Config, Key, Section
 
 _HEAD = """\
 Every key with its default. A line "#key" or "#[[section]]" is an example; drop the # to use it.
@@ -27,6 +27,24 @@ def render_default() -> str:
     for name, section in SECTIONS.items():
         lines += ["", "", *_render_section(name, section)]
     return "\n".join(lines) + "\n"
+
+
+def as_environment(config: Config) -> dict[str, str]:
+    """The variables that give a process of ours this configuration; `[[callee]]` is left out.
+
+    Args:
+        config: whose passwords end up among the values.
+    """
+    variables = {}
+    for section_name, section in SECTIONS.items():
+        if section.repeated:
+            continue
+        part = getattr(config, section_name)
+        for key in section.keys.values():
+            value = getattr(part, key.attribute)
+            name = f"PELOTON_{section_name}__{key.name}".upper()
+            variables[name] = value if isinstance(value, str) else _toml(value)
+    return variables
 
 
 def _render_section(name: str, section: Section) -> Iterator[str]:

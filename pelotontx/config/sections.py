@@ -124,7 +124,7 @@ class BrokerConfig:
         "dead callee does not fill the broker's memory; 0: no cap.",
     )
     result_cap: int = _key(
-        1000,
+        20_000,
         Integer(0, 100_000_000),
         "Results that may wait for one server process. Past it callees drop theirs, so that a "
         "dead server does not fill the broker's memory; 0: no cap.",
@@ -358,10 +358,10 @@ class CalleeConfig:
         "Processes of its own that run it; 0: it runs inside the server's process.",
     )
     concurrency: int = _key(
-        8,
+        64,
         Integer(1, 10_000),
-        "Calls that one process runs at a time. The others wait in the broker, where another "
-        "process can take them.",
+        "Calls that one process takes and runs at a time. The others wait in the broker, where "
+        "another process can take them: fewer for slow plain functions, which run one by one.",
     )
 
 

@@ -185,15 +185,15 @@ class JugglerSession:
             if left < -limits.message_burst:
                 self._connection.close(TOO_MANY_MESSAGES, "too many messages")
             return RequestRefused(429, "too many messages")
-        payload = request.payload
-        if request.meta.type not in self._allowed:
-            return RequestRefused(403, f"{juggler.NAMES[request.meta.type]} is not allowed here")
+        payload, type_ = request.payload, request.meta.type
+        if type_ not in self._allowed:
+            return RequestRefused(403, f"{juggler.NAMES[type_]} is not allowed here")
         if len((payload.uri or payload.channel).encode()) > limits.channel_limit_bytes:
             return RequestRefused(400, f"a name of over {limits.channel_limit_bytes} bytes")
-        if request.meta.type == juggler.CALL:
+        if type_ == juggler.CALL:
             if len(self._calls) >= limits.calls_limit:
                 return RequestRefused(429, f"{limits.calls_limit} calls are in flight")
-        elif request.meta.type == juggler.SUB:
+        elif type_ == juggler.SUB:
             if payload.pattern and not limits.patterns:
                 return RequestRefused(403, "pattern subscriptions are not allowed here")
             is_new = (payload.channel, payload.pattern) not in self._topics

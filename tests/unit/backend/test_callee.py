@@ -118,6 +118,49 @@ class CalleeTests(SynchronousTestCase):
         self.source.give(call("says no"))
         self.assertEqual(self.source.results, [("m", {"error": {"message": "no", "code": 7}})])
 
+    def test_a_failure_that_cannot_be_encoded_is_an_error_all_the_same(self) -> None:
+        @self.callee.function("odd")
+        def odd(args: Any) -> None:
+            raise CallFailed({"message": object()})
+
+        @self.callee.function("half a character")
+        def half(args: Any) -> None:
+            raise ValueError("\ud800")
+
+        self.start()
+        self.source.give(call("odd", "a"), call("half a character", "b"), call("plain", "c"))
+        self.assertEqual(
+            self.source.results,
+            [
+                ("a", {"error": {"message": "CallFailed"}}),
+                ("b", {"error": {"message": "ValueError"}}),
+                ("c", [1]),
+            ],
+        )
+        self.flushLoggedErrors()
+
+    def test_further_calls_are_taken_while_results_are_being_stored(self) -> None:
+        stored: list[Deferred[bool]] = []
+
+        def store_result(call: IncomingCall, args: bytes) -> Deferred[bool]:
+            stored.append(Deferred())
+            return stored[-1]
+
+        self.source.store_result = store_result  # type: ignore[method-assign]
+        service = self.start(concurrency=1)
+        for _ in range(512):
+            self.source.give(call("plain"))
+        self.assertEqual(len(self.source.limits), 512)  # the bound: no room until one is stored
+        stored[0].callback(True)
+        self.clock.advance(0)
+        self.assertEqual(self.source.limits[512:], [1])
+        stopped = service.stopService()
+        self.assertNoResult(stopped)
+        for result in stored[1:]:
+            result.callback(True)
+        self.clock.advance(0)
+        self.successResultOf(stopped)
+
     def test_an_expired_call_is_not_run(self) -> None:
         service = self.start()
         self.source.give(call("plain", expires_at_s=0))

@@ -8,6 +8,8 @@ from pelotontx.cli.config import check_config, default_config
 from pelotontx.config import (
     CalleeConfig,
     Config,
+    as_environment,
+    load,
     render_default,
 )
 from pelotontx.config.sections import SECTIONS
@@ -22,6 +24,15 @@ class DefaultTests(ConfigTestCase):
         self.assertEqual(config.http.head_timeout_s, 10.0)
         self.assertEqual(config.websocket.message_limit_bytes, 65536)
         self.assertEqual(config.callee, ())
+
+    def test_the_environment_carries_a_whole_configuration(self) -> None:
+        changed = self.load(
+            '[server]\nlisten = ["tcp:1", "unix:/a,b"]\ndevelopment = true\n'
+            '[broker]\nurl = "redis://:p%40w@h/3"\nreply_timeout = "1500ms"\n'
+            '[http]\nbody_limit = "3KiB"\n[websocket]\norigins = []\n[rpc]\nclose_uri = ""'
+        )
+        for config in (changed, Config()):
+            self.assertEqual(load(None, environ=as_environment(config), overrides=None), config)
 
     def test_the_default_file_loads_to_exactly_the_defaults(self) -> None:
         self.assertEqual(self.load(render_default()), Config())

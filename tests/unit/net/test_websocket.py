@@ -1,0 +1,1098 @@
+import inspect
+import struct
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import ISSLTransport, ITCPTransport
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import alsoProvides
+
+from pelotontx.net.tcp import Corked
+from pelotontx.net.websocket import (
+    Handshake,
+    Refused,
+    ServerFactory,
+    WebSocketLimits,
+    encode_frame,
+    origin_allowed,
+)
+from pelotontx.net.wheel import Timer, Wheel
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+MASK = b"\x11\x22\x33\x44"
+
+FIELDS = {
+    "Host": "server.test",
+    "Upgrade": "websocket",
+    "Connection": "keep-alive, Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",  # the example of RFC 6455, 1.3
+    "Sec-WebSocket-Protocol": "other, juggler.0",
+}
+
+
+def request(line: str = "GET /ws HTTP/1.1", **changes: str | None) -> bytes:
+    """An opening request; a field that is None is left out."""
+    fields = FIELDS | {name.replace("_", "-"): value for name, value in changes.items()}
+    lines = [line, *(f"{name}: {value}" for name, value in fields.items() if value is not None)]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def frame(
+    opcode: int,
+    payload: bytes = b"",
+    *,
+    fin: bool = True,
+    rsv: int = 0,
+    mask: bytes = MASK,
+    length_bytes: int | None = None,
+) -> bytes:
+    """A client's frame; `length_bytes` 0, 2 or 8 where it is not the shortest that will do."""
+    length = len(payload)
+    if length_bytes is None:
+        length_bytes = 0 if length < 126 else 2 if length < 65536 else 8
+    short = {0: length, 2: 126, 8: 127}[length_bytes]
+    head = bytes((fin << 7 | rsv << 4 | opcode, bool(mask) << 7 | short))
+    if length_bytes:
+        head += length.to_bytes(length_bytes, "big")
+    if not mask:
+        return head + payload
+    return head + mask + bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
+
+
+def close_frame(code: int, reason: bytes = b"") -> bytes:
+    return frame(CLOSE, struct.pack("!H", code) + reason)
+
+
+def decode(data: bytes) -> list[tuple[int, bytes]]:
+    """Opcode and payload of each frame of a server."""
+    found = []
+    while data:
+        assert data[0] & 0xF0 == 0x80, "final, no extension"
+        length, start = data[1], 2
+        assert length < 128, "a server does not mask"
+        if length == 126:
+            length, start = int.from_bytes(data[2:4], "big"), 4
+        elif length == 127:
+            length, start = int.from_bytes(data[2:10], "big"), 10
+        assert len(data) >= start + length
+        found.append((data[0] & 0x0F, data[start : start + length]))
+        data = data[start + length :]
+    return found
+
+
+class Reactor:
+    """A turn of it flushes what was written."""
+
+    def __init__(self) -> None:
+        self.dirty: list[Any] = []
+
+    def removeReader(self, reader: Any) -> None: ...
+
+    removeWriter = removeReader
+
+    def turn(self) -> None:
+        dirty, self.dirty = self.dirty, []
+        for transport in dirty:
+            transport.flush()
+
+
+class Transport(Corked, FileDescriptor):
+    """A transport of `net.tcp` into memory; its kernel takes `room` bytes."""
+
+    TLS = False
+    _aborting = False
+
+    def __init__(self, reactor: Reactor) -> None:
+        super().__init__(reactor)
+        self.connected = True
+        self.socket = self
+        self.room = 1 << 30
+        self.sent = b""
+        self.is_aborted = False
+        self.no_delay = False
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.1", 4711)
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.no_delay = enabled
+
+    def send(self, data: bytes) -> int:
+        if not self.room:
+            raise BlockingIOError
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.sent += taken
+        return len(taken)
+
+    def writeSomeData(self, data: bytes) -> int:
+        return self.send(bytes(data)) if self.room else 0
+
+    def startWriting(self) -> None: ...
+
+    def abortConnection(self) -> None:
+        self.is_aborted = self._aborting = True
+
+    def take(self) -> bytes:
+        """What the peer got since last time."""
+        self.reactor.turn()
+        data, self.sent = self.sent, b""
+        return data
+
+
+class RecordingWheel(Wheel):
+    """Knows which of its timers could still fire."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.timers: list[Timer] = []
+
+    def call_later(self, *arguments: Any) -> Timer:
+        timer = super().call_later(*arguments)
+        self.timers.append(timer)
+        return timer
+
+    def pending(self) -> list[Timer]:
+        return [timer for timer in self.timers if timer.function is not None]
+
+
+class Conversation:
+    """Writes down what happens; `on_text` may do something about it."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.messages: list[tuple[int, bytes]] = []
+        self.ends: list[int] = []
+        self.on_text: Any = lambda payload: None
+
+    def text_received(self, payload: bytes) -> None:
+        self.messages.append((TEXT, payload))
+        self.on_text(payload)
+
+    def binary_received(self, payload: bytes) -> None:
+        self.messages.append((BINARY, payload))
+
+    def connection_lost(self, code: int) -> None:
+        self.ends.append(code)
+
+
+class ServerTestCase(SynchronousTestCase):
+    limits = WebSocketLimits(message_limit_bytes=200_000)
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.reactor = Reactor()
+        self.wheel = RecordingWheel(self.clock)
+        self.transports: list[Transport] = []
+        self.conversations: list[Conversation] = []
+        self.handshakes: list[Handshake] = []
+        self.make()
+
+    def tearDown(self) -> None:
+        for transport in self.transports:
+            if transport.connected:
+                self.lose(transport)
+        self.assertEqual(self.factory.connections, {})
+        self.assertEqual(self.wheel.pending(), [])
+        self.wheel.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def make(self, limits: WebSocketLimits | None = None, **options: Any) -> None:
+        self.factory = ServerFactory(
+            self.reactor,
+            wheel=self.wheel,
+            limits=limits or self.limits,
+            **{"accept": self.accept} | options,
+        )
+
+    def accept(self, handshake: Handshake) -> tuple[str | None, Any]:
+        self.handshakes.append(handshake)
+        if "juggler.0" not in handshake.subprotocols:
+            raise Refused(400, "juggler.0 is needed")
+        return "juggler.0", self.converse
+
+    def converse(self, connection: Any) -> Conversation:
+        self.conversations.append(Conversation(connection))
+        return self.conversations[-1]
+
+    def connect(self) -> None:
+        self.transport = Transport(self.reactor)
+        self.transports.append(self.transport)
+        self.connection = self.factory.buildProtocol(None)
+        self.connection.makeConnection(self.transport)
+
+    def open(self, limits: WebSocketLimits | None = None, more: bytes = b"") -> None:
+        if limits is not None:
+            self.make(limits)
+        self.connect()
+        self.receive(request() + more)
+        self.assertTrue(self.transport.take().startswith(b"HTTP/1.1 101 "))
+        self.conversation = self.conversations[-1]
+
+    def receive(self, *pieces: bytes) -> None:
+        """As a socket would: nothing after the end."""
+        for data in pieces:
+            if self.transport.connected and not self.transport._aborting:
+                self.connection.dataReceived(data)
+
+    def lose(self, transport: Transport | None = None, reason: Any = None) -> None:
+        transport = transport or self.transport
+        failure = Failure(reason or ConnectionDone())
+        transport.connectionLost(failure)
+        connection = next(c for c in self.factory.connections if c.transport is transport)
+        connection.connectionLost(failure)
+
+    def messages(self) -> list[tuple[int, bytes]]:
+        return self.conversation.messages
+
+    def sent(self) -> list[tuple[int, bytes]]:
+        return decode(self.transport.take())
+
+    def assertCloses(self, code: int, reason: bytes | None = None) -> None:
+        """The peer gets exactly one close frame, and nothing after it."""
+        self.assertClosesAfter([], code, reason)
+
+    def assertClosesAfter(
+        self, frames: list[tuple[int, bytes]], code: int, reason: bytes | None = None
+    ) -> None:
+        *before, (opcode, payload) = self.sent()
+        self.assertEqual((before, opcode), (frames, CLOSE))
+        self.assertEqual(int.from_bytes(payload[:2], "big"), code, payload)
+        payload[2:].decode()
+        if reason is not None:
+            self.assertEqual(payload[2:], reason)
+
+    def assertIsDropped(self) -> None:
+        """TCP ends as soon as what was written has left."""
+        self.assertTrue(self.transport.disconnecting)
+        self.assertFalse(self.transport.is_aborted)
+
+
+class HandshakeTests(ServerTestCase):
+    def answer(self, **changes: str | None) -> tuple[int, bytes]:
+        """Status and body of what an opening request gets."""
+        self.connect()
+        self.receive(request(**changes))
+        head, _, body = self.transport.take().partition(b"\r\n\r\n")
+        status = int(head.split(b" ")[1])
+        if status != 101:
+            self.assertIn(b"\r\nConnection: close\r\n", head)
+            self.assertIn(b"\r\nContent-Length: %d" % len(body), head)
+            self.assertIsDropped()
+        self.head = head
+        return status, body
+
+    def statuses(self, *fields: str, **options: Any) -> set[int]:
+        return {self.answer(**{options["name"]: value})[0] for value in fields}
+
+    def test_a_request_is_answered_with_101(self) -> None:
+        self.connect()
+        self.receive(request())
+        self.assertEqual(
+            self.transport.take(),
+            b"HTTP/1.1 101 Switching Protocols\r\n"
+            b"Server: pelotontx\r\n"
+            b"Upgrade: websocket\r\n"
+            b"Connection: Upgrade\r\n"
+            b"Sec-WebSocket-Protocol: juggler.0\r\n"
+            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        )
+
+    def test_no_subprotocol_is_named_when_none_is_chosen(self) -> None:
+        self.make(accept=lambda handshake: (None, self.converse))
+        self.assertEqual(self.answer(Sec_WebSocket_Protocol=None), (101, b""))
+        self.assertNotIn(b"Sec-WebSocket-Protocol", self.head)
+
+    def test_extensions_are_declined(self) -> None:
+        self.answer(Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits")
+        self.assertNotIn(b"Sec-WebSocket-Extensions", self.head)
+
+    def test_accept_is_told_fields_offers_and_peer(self) -> None:
+        self.answer(Cookie="a=\xc3\x85 juggler-allowed-messages: call", X_One="1")
+        handshake = self.handshakes[0]
+        self.assertEqual(handshake.subprotocols, ["other", "juggler.0"])
+        self.assertEqual(handshake.peer, "tcp4:192.0.2.1:4711")
+        self.assertEqual(handshake.headers["x-one"], "1")
+        # U+0085 is the end of a line to str.splitlines, but not in HTTP
+        self.assertNotIn("juggler-allowed-messages", handshake.headers)
+
+    def test_refusal_of_accept_is_its_status(self) -> None:
+        answer = self.answer(Sec_WebSocket_Protocol=None)
+        self.assertEqual(answer, (400, b"400 juggler.0 is needed\n"))
+        self.assertEqual(self.conversations, [])
+
+    def test_same_origin_is_let_in_and_another_gets_403(self) -> None:
+        self.assertEqual(self.answer(Origin="http://server.test")[0], 101)
+        for origin in ("http://evil.test", "http://server.test.evil.test", "null", "file://", "x"):
+            self.assertEqual(self.answer(Origin=origin)[0], 403, origin)
+
+    def test_secure_server_refuses_the_insecure_page_of_its_own_name(self) -> None:
+        for scheme, status in (("http", 403), ("https", 101)):
+            self.connect()
+            alsoProvides(self.transport, ISSLTransport)
+            self.receive(request(Origin=f"{scheme}://server.test"))
+            self.assertTrue(self.transport.take().startswith(b"HTTP/1.1 %d " % status))
+
+    def test_another_version_is_426_with_ours(self) -> None:
+        for version in ("8", "0", "+13", "1_3", "13, 8", "", None):
+            self.assertEqual(self.answer(Sec_WebSocket_Version=version)[0], 426, version)
+            self.assertIn(b"\r\nSec-WebSocket-Version: 13\r\n", self.head)
+
+    def test_malformed_requests_are_400(self) -> None:
+        key = FIELDS["Sec-WebSocket-Key"]
+        for changes in (
+            {"line": "POST /ws HTTP/1.1"},
+            {"line": "GET /ws HTTP/1.0"},
+            {"line": "GET /ws"},
+            {"line": ""},
+            {"Host": None},
+            {"host": "second.test"},
+            {"Upgrade": None},
+            {"Upgrade": "h2c"},
+            {"Connection": "close"},
+            {"Sec_WebSocket_Key": None},
+            {"Sec_WebSocket_Key": "short=="},
+            {"Sec_WebSocket_Key": key[:-1]},
+            {"Sec_WebSocket_Key": "*" + key[1:]},
+            {"sec_websocket_key": key},
+            {"Sec_WebSocket_Protocol": "juggler.0, juggler.0"},
+            {"Origin": "http://server.test", "origin": "http://server.test"},
+        ):
+            self.assertEqual(self.answer(**changes)[0], 400, changes)
+        self.assertEqual(self.handshakes, [])
+
+    def test_what_is_not_a_head_is_dropped_when_it_is_too_long(self) -> None:
+        self.connect()
+        self.receive(b"x" * 10_000)
+        self.assertEqual(self.transport.take(), b"")
+        self.receive(b"x" * 10_000)
+        self.assertTrue(self.transport.take().startswith(b"HTTP/1.1 431 "))
+        self.assertIsDropped()
+
+    def test_a_request_in_pieces_is_put_together(self) -> None:
+        self.connect()
+        data = request() + frame(TEXT, b"hello")
+        self.receive(*(data[n : n + 1] for n in range(len(data))))
+        self.assertEqual(self.conversations[0].messages, [(TEXT, b"hello")])
+
+    def test_messages_behind_the_request_are_not_lost(self) -> None:
+        self.open(more=frame(TEXT, b"one") + frame(PING, b"p") + frame(TEXT, b"two"))
+        self.assertEqual(self.messages(), [(TEXT, b"one"), (TEXT, b"two")])
+
+    def test_an_accept_that_fails_is_500_and_logged(self) -> None:
+        self.make(accept=lambda handshake: {}["secret"])
+        self.assertEqual(self.answer(), (500, b"500 internal error\n"))
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_a_subprotocol_that_was_not_offered_is_our_fault(self) -> None:
+        self.make(accept=lambda handshake: ("unheard-of", self.converse))
+        self.assertEqual(self.answer()[0], 500)
+        self.assertEqual(len(self.flushLoggedErrors()), 1)
+
+    def test_a_conversation_that_cannot_begin_is_1011_and_logged(self) -> None:
+        self.make(accept=lambda handshake: (None, lambda connection: 1 // 0))
+        self.connect()
+        self.receive(request() + frame(TEXT, b"hello"))
+        self.transport.sent = self.transport.take().partition(b"\r\n\r\n")[2]
+        self.assertCloses(1011)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_handshake_that_takes_too_long_is_dropped(self) -> None:
+        self.connect()
+        self.receive(request()[:-1])
+        self.clock.advance(4.9)
+        self.assertFalse(self.transport.is_aborted)
+        self.clock.advance(0.3)
+        self.assertTrue(self.transport.is_aborted)
+        self.lose(reason=ConnectionAborted())
+
+    def test_refused_peer_that_does_not_read_is_dropped(self) -> None:
+        self.connect()
+        self.transport.room = 0
+        self.receive(request(Origin="http://evil.test"))
+        self.clock.advance(2.2)
+        self.assertTrue(self.transport.is_aborted)
+
+    def test_nothing_is_read_after_a_refusal(self) -> None:
+        self.answer(Origin="http://evil.test")
+        self.receive(request(), b"x" * 100_000)
+        self.assertEqual((self.transport.take(), self.connection.data), (b"", b""))
+
+    def test_small_messages_do_not_wait_for_others(self) -> None:
+        self.transport = Transport(self.reactor)
+        alsoProvides(self.transport, ITCPTransport)
+        self.transports.append(self.transport)
+        self.factory.buildProtocol(None).makeConnection(self.transport)
+        self.assertTrue(self.transport.no_delay)
+
+    @given(st.binary(max_size=60), st.integers(0, 300), st.integers(0, 60))
+    @settings(max_examples=300, deadline=None)
+    def test_no_request_whatever_raises(self, junk: bytes, place: int, removed: int) -> None:
+        data = request(Origin="http://server.test")
+        self.connect()
+        self.receive(data[:place] + junk + data[place + removed :])
+
+
+class OriginTests(SynchronousTestCase):
+    def assertAllowed(self, origin: str | None, host: str, *allowed: str) -> None:
+        self.assertTrue(origin_allowed(origin, host, allowed), (origin, host))
+
+    def assertRefused(self, origin: str | None, host: str, *allowed: str) -> None:
+        self.assertFalse(origin_allowed(origin, host, allowed), (origin, host))
+
+    def test_same_host_and_port(self) -> None:
+        for origin, host in (
+            ("http://a.test", "a.test"),
+            ("http://a.test", "a.test:80"),
+            ("http://a.test:80", "a.test"),
+            ("https://a.test", "a.test"),
+            ("https://a.test", "a.test:443"),
+            ("https://a.test:8443", "a.test:8443"),
+            ("http://A.Test", "a.test"),
+            ("http://a.test", "A.TEST"),
+            ("http://[::1]:8080", "[::1]:8080"),
+            ("http://[2001:DB8::1]", "[2001:db8::1]"),
+            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+        ):
+            self.assertAllowed(origin, host)
+
+    def test_anything_else_is_refused(self) -> None:
+        for origin, host in (
+            ("http://b.test", "a.test"),
+            ("http://a.test.evil.test", "a.test"),
+            ("http://evil-a.test", "a.test"),
+            ("http://a.test@evil.test", "a.test"),
+            ("http://evil.test/a.test", "a.test"),
+            ("http://evil.test\\@a.test", "a.test"),
+            ("http://a.test/path", "a.test"),
+            ("http://a.test", "a.test:8080"),
+            ("http://a.test:8080", "a.test"),
+            ("https://a.test", "a.test:80"),
+            ("http://[::1]", "[::2]"),
+            ("http://[::1", "[::1]"),
+            ("http://a.test:x", "a.test"),
+            ("http://a.test", "a.test:x"),
+            ("http://a.test", ""),
+            ("http://", ""),
+            ("ftp://a.test", "a.test"),
+            ("null", "null"),
+            ("nonsense", "nonsense"),
+        ):
+            self.assertRefused(origin, host)
+
+    def test_no_origin_is_no_browser(self) -> None:
+        self.assertAllowed(None, "a.test")
+
+    def test_allow_list_is_exact(self) -> None:
+        allowed = ("https://b.test", "http://c.test:8080", "capacitor://localhost")
+        for origin in ("https://b.test", "https://B.test:443", *allowed[1:]):
+            self.assertAllowed(origin, "a.test", *allowed)
+        for origin in ("http://b.test", "https://b.test:8443", "https://x.b.test", "capacitor://x"):
+            self.assertRefused(origin, "a.test", *allowed)
+
+    def test_null_is_never_allowed(self) -> None:
+        self.assertAllowed("http://b.test", "a.test", "*")
+        for null in ("null", "NULL"):
+            self.assertRefused(null, "a.test", "*", "null")
+
+
+class MessageTests(ServerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.open()
+
+    def test_whole_messages_arrive_in_order(self) -> None:
+        frames = [
+            frame(TEXT, b"one"),
+            frame(BINARY, b"\xff"),
+            frame(TEXT),
+            frame(TEXT, b"\xc3\xa4"),
+        ]
+        expected = [(TEXT, b"one"), (BINARY, b"\xff"), (TEXT, b""), (TEXT, b"\xc3\xa4")]
+        self.receive(*frames)
+        self.receive(b"".join(frames))
+        self.assertEqual(self.messages(), expected * 2)
+
+    def test_every_length_encoding(self) -> None:
+        lengths = (0, 1, 125, 126, 127, 65535, 65536, 200_000)
+        for length in lengths:
+            data = frame(BINARY, b"x" * length)
+            self.receive(data)
+            self.receive(data[:1], data[1:7], data[7:100], data[100:])
+        received = [len(payload) for _, payload in self.messages()]
+        self.assertEqual(received, [length for length in lengths for _ in range(2)])
+
+    def test_fragments_are_one_message_and_control_frames_come_between(self) -> None:
+        self.receive(
+            frame(TEXT, b"a\xc3", fin=False)
+            + frame(PING, b"now")
+            + frame(0, b"\xa4", fin=False)
+            + frame(PONG, b"unasked")
+            + frame(0, b"")
+            + frame(BINARY, b"next")
+        )
+        self.assertEqual(self.messages(), [(TEXT, b"a\xc3\xa4"), (BINARY, b"next")])
+        self.assertEqual(self.sent(), [(PONG, b"now")])
+
+    def test_plain_messages_behind_others_are_read_the_fast_way_again(self) -> None:
+        self.receive(frame(PING) + frame(TEXT, b"x") * 1000)
+        self.assertEqual(self.messages(), [(TEXT, b"x")] * 1000)
+        self.assertNotIn("utf8validator", vars(self.connection))
+
+    def test_pings_are_answered(self) -> None:
+        self.receive(frame(PING) + frame(PING, b"x" * 125))
+        self.assertEqual(self.sent(), [(PONG, b""), (PONG, b"x" * 125)])
+
+    def test_what_is_sent(self) -> None:
+        self.connection.send_text(b"\xc3\xa4")
+        self.connection.send_binary(b"b" * 300)
+        self.connection.send_frame(encode_frame(b"c" * 70_000))
+        expected = [(TEXT, b"\xc3\xa4"), (BINARY, b"b" * 300), (TEXT, b"c" * 70_000)]
+        self.assertEqual(self.sent(), expected)
+
+    def test_encoded_lengths(self) -> None:
+        for length, head in (
+            (125, b"\x81\x7d"),
+            (126, b"\x81\x7e\x00\x7e"),
+            (65535, b"\x81\x7e\xff\xff"),
+            (65536, b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
+        ):
+            self.assertEqual(encode_frame(b"x" * length), head + b"x" * length)
+
+    def test_a_handler_that_fails_is_1011_and_logged(self) -> None:
+        self.conversation.on_text = lambda payload: 1 // 0
+        self.receive(frame(TEXT, b"one") + frame(TEXT, b"two"))
+        self.assertCloses(1011, b"internal error")
+        self.assertEqual(self.messages(), [(TEXT, b"one")])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_handler_that_fails_in_fragments_is_1011_too(self) -> None:
+        self.conversation.on_text = lambda payload: 1 // 0
+        self.receive(frame(TEXT, b"one", fin=False) + frame(0, b"two") + frame(TEXT, b"three"))
+        self.assertCloses(1011)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class ViolationTests(ServerTestCase):
+    """Each is answered with one close frame, and the connection ends when the peer agrees."""
+
+    def assertFails(self, code: int, *pieces: bytes) -> None:
+        self.open()
+        self.receive(*pieces)
+        self.assertCloses(code)
+        self.receive(frame(TEXT, b"ignored") + close_frame(code))
+        self.assertEqual((self.messages(), self.sent()), ([], []))
+        self.assertIsDropped()
+        self.lose()
+        self.assertEqual(self.conversation.ends, [code])
+
+    def test_breaking_the_framing_is_1002(self) -> None:
+        for pieces in (
+            [frame(TEXT, b"x", mask=b"")],
+            [frame(PING, b"x", mask=b"")],
+            [frame(TEXT, b"x", rsv=4)],
+            [frame(TEXT, b"x", rsv=2)],
+            [frame(TEXT, b"x", rsv=1)],
+            [frame(PING, b"x", rsv=4)],
+            [frame(TEXT, b"x" * 125, length_bytes=2)],
+            [frame(BINARY, b"x" * 65535, length_bytes=8)],
+            [frame(0, b"x")],
+            [frame(0, b"x", fin=False)],
+            [frame(TEXT, b"x", fin=False), frame(TEXT, b"y")],
+            [frame(TEXT, b"x", fin=False), frame(BINARY, b"y", fin=False)],
+            [frame(PING, b"x", fin=False)],
+            [frame(PING, b"x" * 126)],
+            [frame(CLOSE, b"x" * 126)],
+        ):
+            self.assertFails(1002, *pieces)
+            self.assertFails(1002, b"".join(pieces))
+
+    def test_reserved_opcodes_are_1002(self) -> None:
+        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15):
+            self.assertFails(1002, frame(opcode, b"x"))
+
+    def test_bad_close_frames_are_1002_and_the_end(self) -> None:
+        for payload in (b"\x03", *(struct.pack("!H", code) for code in (0, 999, 1005, 1006, 5000))):
+            self.open()
+            self.receive(frame(CLOSE, payload))
+            self.assertCloses(1002)
+            self.assertIsDropped()
+            self.lose()
+            self.assertEqual(self.conversation.ends, [1002])
+
+    def test_close_reason_that_is_no_utf8_is_1007(self) -> None:
+        self.open()
+        self.receive(close_frame(1000, b"\xff"))
+        self.assertCloses(1007)
+
+    def test_invalid_utf8_is_1007(self) -> None:
+        for payload in (b"\xff", b"abc\xc3", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"):
+            data = frame(TEXT, payload)
+            self.assertFails(1007, data)
+            self.assertFails(1007, *(data[n : n + 1] for n in range(len(data))))
+            for cut in range(len(payload)):
+                first = frame(TEXT, payload[:cut], fin=False)
+                self.assertFails(1007, first + frame(0, payload[cut:]))
+
+    def test_invalid_utf8_is_noticed_before_the_message_ends(self) -> None:
+        self.open()
+        self.receive(frame(TEXT, b"x" * 1000 + b"\xff" + b"y" * 1000)[:1100])
+        self.assertCloses(1007)
+
+    def test_a_long_message_is_1009_as_soon_as_it_is_announced(self) -> None:
+        for data in (
+            frame(TEXT, b"x" * 200_001),
+            b"\x81\xff" + (200_001).to_bytes(8, "big") + MASK,
+            b"\x82\xff" + (2**63 - 1).to_bytes(8, "big") + MASK,
+        ):
+            self.open()
+            self.receive(data[:14])
+            self.assertCloses(1009)
+
+    def test_a_short_limit_holds_on_every_path(self) -> None:
+        self.make(WebSocketLimits(message_limit_bytes=10))
+        self.assertFails(1009, frame(TEXT, b"x" * 11))
+        self.assertFails(1009, frame(BINARY, b"x" * 200))
+        self.assertFails(1009, frame(TEXT, b"x" * 6, fin=False), frame(0, b"x" * 5))
+        self.open()
+        self.receive(frame(TEXT, b"x" * 6, fin=False) + frame(0, b"x" * 4) + frame(TEXT, b"y" * 10))
+        self.assertEqual(self.messages(), [(TEXT, b"x" * 10), (TEXT, b"y" * 10)])
+
+    def test_too_many_fragments_are_1009(self) -> None:
+        first, more = frame(TEXT, b"x", fin=False), frame(0, b"", fin=False)
+        self.assertFails(1009, first + more * 1024)
+        self.open()
+        self.receive(first + more * 1022 + frame(0, b"y"))
+        self.assertEqual(self.messages(), [(TEXT, b"xy")])
+
+    def test_pieces_of_reads_are_no_fragments(self) -> None:
+        self.open()
+        data = frame(TEXT, b"x" * 5000, fin=False) + frame(0, b"y" * 5000)
+        self.receive(*(data[n : n + 1] for n in range(len(data))))
+        self.assertEqual(self.messages(), [(TEXT, b"x" * 5000 + b"y" * 5000)])
+
+    def test_a_slow_frame_does_not_pile_up_pieces(self) -> None:
+        self.open()
+        self.receive(b"\x82\xfe\xff\xff" + MASK)
+        for _ in range(3000):
+            self.receive(b"x")
+        self.assertLess(len(self.connection.frame_data), 300)
+
+    def test_nothing_is_kept_after_a_failure(self) -> None:
+        for opcode in (TEXT, PING, 3):
+            self.open()
+            self.receive(bytes((0x80 | opcode, 0xFF)) + (2**62).to_bytes(8, "big") + MASK)
+            self.receive(*[b"x" * 65536] * 20)
+            self.assertEqual(len(self.sent()), 1)
+            kept = [v for v in vars(self.connection).values() if isinstance(v, bytes | list)]
+            self.assertLess(sum(map(len, kept)), 1000)
+
+    def test_a_violation_during_our_closing_ends_it(self) -> None:
+        self.open()
+        self.connection.close(1001, "bye")
+        self.receive(frame(3, b"x"))
+        self.assertCloses(1001)
+        self.assertIsDropped()
+
+    def test_a_violation_is_logged_once_as_the_peers_fault(self) -> None:
+        self.open()
+        with capturedLogs() as events:
+            self.receive(frame(3, b"x") + frame(4, b"x", mask=b"") + frame(TEXT, b"\xff"))
+            self.receive(close_frame(1002))
+            self.lose()
+        self.assertEqual([event["log_level"] for event in events], [LogLevel.warn])
+        self.assertEqual(events[0]["code"], 1002)
+
+
+class ClosingTests(ServerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.open()
+
+    def test_the_peers_close_is_echoed_and_told(self) -> None:
+        self.receive(frame(TEXT, b"last") + close_frame(4321, b"enough") + frame(TEXT, b"late"))
+        self.assertEqual(self.messages(), [(TEXT, b"last")])
+        self.assertCloses(4321, b"enough")
+        self.assertIsDropped()
+        self.lose()
+        self.assertEqual(self.conversation.ends, [4321])
+
+    def test_a_close_without_a_code_is_1005(self) -> None:
+        self.receive(frame(CLOSE))
+        self.assertEqual(self.sent(), [(CLOSE, b"")])
+        self.lose()
+        self.assertEqual(self.conversation.ends, [1005])
+
+    def test_an_end_without_a_close_is_1006(self) -> None:
+        self.lose()
+        self.assertEqual(self.conversation.ends, [1006])
+
+    def test_our_close_waits_for_the_peers(self) -> None:
+        self.connection.close(1001, "bye")
+        self.connection.close(1000, "twice")
+        self.assertCloses(1001, b"bye")
+        self.assertFalse(self.transport.disconnecting)
+        self.receive(frame(PING, b"x") + close_frame(1001))
+        self.assertEqual(self.sent(), [])
+        self.assertIsDropped()
+        self.lose()
+        self.assertEqual(self.conversation.ends, [1001])
+
+    def test_our_close_is_forced_after_two_seconds(self) -> None:
+        self.connection.close(1001, "bye")
+        self.clock.advance(1.9)
+        self.assertFalse(self.transport.is_aborted)
+        self.clock.advance(0.3)
+        self.assertTrue(self.transport.is_aborted)
+        self.lose(reason=ConnectionAborted())
+        self.assertEqual(self.conversation.ends, [1006])
+
+    def test_a_peer_that_closes_and_does_not_read_is_dropped_after_two_seconds(self) -> None:
+        self.transport.room = 0
+        self.receive(close_frame(1000))
+        self.receive(*[b"x" * 65536] * 10)
+        self.assertEqual(self.connection.data, b"")
+        self.clock.advance(1.9)
+        self.assertIsDropped()
+        self.clock.advance(0.3)
+        self.assertTrue(self.transport.is_aborted)
+
+    def test_a_long_reason_is_cut_between_characters(self) -> None:
+        self.connection.close(1001, "ä" * 100)
+        self.assertCloses(1001, "ä".encode() * 61)
+
+    def test_nothing_is_sent_or_delivered_after_our_close(self) -> None:
+        self.conversation.on_text = lambda payload: self.connection.close(4000, "enough")
+        fragments = frame(TEXT, b"f", fin=False) + frame(0, b"g")
+        self.receive(frame(TEXT, b"one") + frame(TEXT, b"two") + fragments + frame(BINARY, b"\xff"))
+        self.receive(frame(TEXT, b"three"))
+        self.connection.send_text(b"late")
+        self.assertEqual(self.messages(), [(TEXT, b"one")])
+        self.assertCloses(4000, b"enough")
+
+    def test_nothing_happens_after_the_end(self) -> None:
+        self.lose()
+        self.connection.send_text(b"late")
+        self.connection.close(1000, "late")
+        self.assertEqual((self.sent(), self.conversation.ends), ([], [1006]))
+
+    def test_a_conversation_that_cannot_end_is_logged_and_forgotten(self) -> None:
+        self.conversation.connection_lost = lambda code: 1 // 0  # type: ignore[method-assign]
+        self.lose()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_close_all_tells_when_the_last_is_gone(self) -> None:
+        first, waiting = self.transport, []
+        self.open()
+        self.connect()  # its request never comes
+        self.factory.close_all(1001, "bye", lambda: waiting.append(1))
+        self.assertTrue(self.transport.is_aborted)
+        self.lose()
+        for transport in (first, self.transports[1]):
+            self.assertEqual(waiting, [])
+            self.assertEqual(decode(transport.take()), [(CLOSE, b"\x03\xe9bye")])
+            self.lose(transport)
+        self.assertEqual(waiting, [1])
+
+    def test_close_all_of_none_tells_at_once(self) -> None:
+        self.lose()
+        waiting: list[int] = []
+        self.factory.close_all(1001, "bye", lambda: waiting.append(1))
+        self.assertEqual(waiting, [1])
+
+
+class PingTests(ServerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.open()
+
+    def wait_for_ping(self) -> bytes:
+        self.clock.pump([0.1] * 302)  # 25 s, a fifth more, one tick
+        [(opcode, payload)] = self.sent()
+        self.assertEqual(opcode, PING)
+        return payload
+
+    def test_a_silent_peer_is_dropped_and_told_as_1006(self) -> None:
+        self.connection.autoPingInterval = 25
+        self.wait_for_ping()
+        self.clock.advance(10.2)
+        self.assertTrue(self.transport.is_aborted)
+        self.lose(reason=ConnectionAborted())
+        self.assertEqual(self.conversation.ends, [1006])
+
+    def test_a_pong_and_any_traffic_prove_life(self) -> None:
+        big = b"\x82\xff" + (100_000).to_bytes(8, "big") + MASK
+        for answer in (None, frame(TEXT, b"hello"), big, b"x" * 100, b"x"):
+            payload = self.wait_for_ping()
+            self.receive(frame(PONG, payload) if answer is None else answer)
+            self.clock.advance(10.2)
+            self.assertFalse(self.transport.is_aborted)
+
+    def test_pings_are_spread_by_a_fifth(self) -> None:
+        intervals = [self.factory.buildProtocol(None).autoPingInterval for _ in range(200)]
+        self.assertTrue(all(20 <= interval <= 30 for interval in intervals))
+        self.assertGreater(max(intervals) - min(intervals), 5)
+
+    def test_no_interval_is_no_ping(self) -> None:
+        self.open(WebSocketLimits(ping_interval_s=0))
+        self.clock.advance(100)
+        self.assertEqual(self.sent(), [])
+
+
+class SlowConsumerTests(ServerTestCase):
+    limits = WebSocketLimits(outbound_limit_bytes=1000_000)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.open()
+
+    def fill(self, count: int) -> None:
+        for _ in range(count):
+            self.connection.send_binary(b"x" * 9_996)  # 10 000 with its head
+
+    def test_past_the_limit_it_is_closed_with_4008(self) -> None:
+        self.transport.room = 0
+        self.fill(100)
+        self.assertEqual(self.factory.slow_consumers, 0)
+        self.fill(50)
+        self.assertEqual(self.factory.slow_consumers, 1)
+        self.transport.room = 1 << 30
+        self.transport.doWrite()
+        reason = b"slow consumer: more than 1000000 bytes unread"
+        self.assertClosesAfter([(BINARY, b"x" * 9_996)] * 100, 4008, reason)
+
+    def test_it_is_aborted_when_it_does_not_read_the_close_either(self) -> None:
+        self.transport.room = 0
+        self.fill(101)
+        self.clock.advance(2.2)
+        self.assertTrue(self.transport.is_aborted)
+
+    def test_what_was_read_does_not_count(self) -> None:
+        self.transport.room = 0
+        for _ in range(5):
+            self.fill(99)
+            self.reactor.turn()
+            self.transport.room = 1 << 30
+            self.transport.doWrite()
+            self.transport.room = 0
+        self.assertEqual(len(self.sent()), 495)
+        self.assertEqual(self.factory.slow_consumers, 0)
+
+    def test_a_peer_that_reads_steadily_may_lag_for_ever(self) -> None:
+        self.transport.room = 0
+        self.fill(90)
+        self.reactor.turn()
+        for _ in range(100):
+            self.transport.room = 50_000
+            self.transport.doWrite()
+            self.fill(5)
+            self.reactor.turn()
+        self.assertEqual(self.factory.slow_consumers, 0)
+
+    def test_much_in_one_turn_is_not_the_peers_fault(self) -> None:
+        self.fill(500)
+        self.assertEqual(len(self.sent()), 500)
+        self.assertEqual(self.factory.slow_consumers, 0)
+
+    def test_pongs_count(self) -> None:
+        self.transport.room = 0
+        for _ in range(100):
+            self.receive(frame(PING, b"x" * 125) * 100)
+        self.assertEqual(self.factory.slow_consumers, 1)
+
+
+class OptionTests(SynchronousTestCase):
+    #: What Autobahn's handshake and its sending would look at; both are ours.
+    ELSEWHERE = frozenset(
+        (
+            "versions",
+            "webStatus",
+            "tcpNoDelay",
+            "perMessageCompressionAccept",
+            "serveFlashSocketPolicy",
+            "flashSocketPolicy",
+            "allowedOrigins",
+            "allowNullOrigin",
+            "maxConnections",
+            "trustXForwardedFor",
+        )
+    )
+
+    def setUp(self) -> None:
+        limits = WebSocketLimits(
+            message_limit_bytes=1111,
+            open_timeout_s=2,
+            close_timeout_s=3,
+            ping_interval_s=40,
+            pong_timeout_s=5,
+        )
+        self.factory = ServerFactory(
+            Reactor(), wheel=Wheel(Clock()), accept=lambda _: (None, Conversation), limits=limits
+        )
+        self.connection = self.factory.buildProtocol(None)
+
+    def test_every_option_about_frames_is_in_effect(self) -> None:
+        expected = {
+            "utf8validateIncoming": True,
+            "requireMaskedClientFrames": True,
+            "maskServerFrames": False,
+            "applyMask": True,
+            "maxFramePayloadSize": 1111,
+            "maxMessagePayloadSize": 1111,
+            "autoFragmentSize": 0,
+            "failByDrop": False,
+            "echoCloseCodeReason": True,
+            "openHandshakeTimeout": 2,
+            "closeHandshakeTimeout": 3,
+            "autoPingTimeout": 5,
+            "autoPingSize": 12,
+            "autoPingRestartOnAnyTraffic": True,
+        }
+        for name, value in expected.items():
+            self.assertEqual(getattr(self.connection, name), value, name)
+        self.assertTrue(32 <= self.connection.autoPingInterval <= 48)
+        known = inspect.signature(self.factory.setProtocolOptions).parameters.keys()
+        self.assertEqual(known - expected.keys() - self.ELSEWHERE, {"autoPingInterval"})
+
+    def test_no_extension_is_ever_negotiated(self) -> None:
+        self.assertIsNone(self.connection._perMessageCompress)
+
+    def test_a_connection_holds_little_of_its_own(self) -> None:
+        self.assertEqual(vars(self.connection).keys(), {"factory", "autoPingInterval"})
+
+    def test_connections_share_nothing_that_changes(self) -> None:
+        shared = vars(type(self.connection))
+        mutable = {
+            name
+            for name, value in shared.items()
+            if isinstance(value, list | dict | set | bytearray) and name not in type(self).ELSEWHERE
+        }
+        self.assertEqual(mutable, {"allowedOriginsPatterns"} & mutable)
+
+    def test_an_option_that_autobahn_does_not_take_is_noticed(self) -> None:
+        class Deaf(ServerFactory):
+            def setProtocolOptions(self, **options: Any) -> None:
+                super().setProtocolOptions(**options | {"failByDrop": True})
+
+        with self.assertRaises(RuntimeError) as caught:
+            Deaf(Reactor(), wheel=Wheel(Clock()), accept=lambda _: (None, Conversation))
+        self.assertIn("failByDrop", str(caught.exception))
+
+
+class Stock(WebSocketServerProtocol):
+    """Autobahn alone, with the same options."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[tuple[int, bytes]] = []
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.messages.append((BINARY if isBinary else TEXT, payload))
+
+
+def stock_protocol(reactor: Reactor, limit: int) -> Stock:
+    factory = WebSocketServerFactory(reactor=reactor, protocols=["juggler.0"])
+    factory._batched_timer = Wheel(Clock())
+    factory.setProtocolOptions(
+        maxFramePayloadSize=limit,
+        maxMessagePayloadSize=limit,
+        failByDrop=False,
+        echoCloseCodeReason=True,
+        allowNullOrigin=True,
+    )
+    protocol = Stock()
+    protocol.factory = factory
+    protocol.makeConnection(Transport(reactor))
+    protocol.dataReceived(request(Sec_WebSocket_Protocol=None))
+    protocol.transport.take()
+    return protocol
+
+
+LIMIT = 300
+
+texts = st.text(max_size=20).map(str.encode)
+payloads = texts | st.binary(max_size=20) | st.integers(100, LIMIT + 20).map(lambda n: b"x" * n)
+#: Mostly right, and now and then wrong in one of many ways.
+frames = st.one_of(
+    st.builds(frame, st.sampled_from((TEXT, BINARY)), texts),
+    st.builds(frame, st.sampled_from((TEXT, BINARY)), payloads),
+    st.builds(frame, st.sampled_from((TEXT, BINARY, 0)), texts, fin=st.just(False)),
+    st.builds(frame, st.just(0), payloads),
+    st.builds(frame, st.sampled_from((PING, PONG)), st.binary(max_size=130)),
+    st.builds(frame, st.just(CLOSE), st.binary(max_size=10)),
+    st.builds(frame, st.integers(0, 15), texts, rsv=st.integers(0, 7), fin=st.booleans()),
+    st.builds(frame, st.just(TEXT), texts, mask=st.sampled_from((b"", MASK))),
+    st.builds(frame, st.just(BINARY), payloads, length_bytes=st.sampled_from((2, 8))),
+)
+
+
+class EquivalenceTests(ServerTestCase):
+    """What comes out does not depend on how it comes in, and is what Autobahn makes of it."""
+
+    limits = WebSocketLimits(message_limit_bytes=LIMIT, ping_interval_s=0)
+
+    def outcome(self, pieces: list[bytes]) -> tuple[list[Any], list[Any]]:
+        self.open()
+        self.receive(*pieces)
+        return self.messages(), self.sent()
+
+    def stock_outcome(self, pieces: list[bytes]) -> tuple[list[Any], list[Any]]:
+        protocol = stock_protocol(self.reactor, LIMIT)
+        transport = protocol.transport
+        sent: list[tuple[int, bytes]] = []
+        for data in pieces:
+            if not (transport.disconnecting or transport._aborting):
+                protocol.dataReceived(data)
+                sent += decode(transport.take())
+        return protocol.messages, sent
+
+    STREAM = (
+        frame(TEXT, b"hello")
+        + frame(PING, b"p")
+        + frame(BINARY, b"\xff" * 130)
+        + frame(TEXT, "ä€😀".encode())
+        + frame(TEXT, b"a\xe2\x82", fin=False)
+        + frame(PONG)
+        + frame(0, b"\xac", fin=False)
+        + frame(0)
+        + frame(TEXT)
+        + close_frame(4000, b"bye")
+    )
+
+    def test_every_cut_of_a_stream_in_two_gives_the_same(self) -> None:
+        expected = self.stock_outcome([self.STREAM])
+        self.assertEqual(len(expected[0]), 5)
+        self.assertEqual(self.outcome([self.STREAM]), expected)
+        for cut in range(1, len(self.STREAM)):
+            outcome = self.outcome([self.STREAM[:cut], self.STREAM[cut:]])
+            self.assertEqual(outcome, expected, cut)
+
+    def test_byte_by_byte_gives_the_same(self) -> None:
+        pieces = [self.STREAM[n : n + 1] for n in range(len(self.STREAM))]
+        self.assertEqual(self.outcome(pieces), self.stock_outcome([self.STREAM]))
+
+    @given(st.lists(frames, max_size=12), st.lists(st.integers(0, 400), max_size=12))
+    @settings(max_examples=500, deadline=None)
+    @example([frame(TEXT, b"\xff"), close_frame(1007)], [])
+    def test_any_frames_in_any_pieces_are_what_autobahn_makes_of_them(
+        self, sequence: list[bytes], cuts: list[int]
+    ) -> None:
+        stream = b"".join(sequence)
+        places = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
+        pieces = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
+        ours, stock = self.outcome(pieces), self.stock_outcome(pieces)
+        self.assertEqual(ours[0], stock[0])
+        self.assertEqual([f[:1] + (f[1][:2],) for f in ours[1]], self.until_close(stock[1]))
+
+    def until_close(self, sent: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """Autobahn writes no more than one close frame either; reasons are not compared."""
+        return [(opcode, payload[:2]) for opcode, payload in sent]
