@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -40,6 +40,10 @@ Function: TypeAlias = Callable[[Any], Any]
 _F = TypeVar("_F", bound=Function)
 # Results on their way to the broker; past it no calls are taken, so that a slow broker slows us.
 _STORING_LIMIT: Final = 512
+# Attempts to take calls that may fail before it is worth a line: connecting takes a moment.
+_SILENT_ATTEMPTS: Final = 4
+# Between two lines about lost results: a full list loses thousands.
+_WARN_EVERY_S: Final = 5.0
 
 
 class Callee:
@@ -96,10 +100,18 @@ class CalleeService(Service):
         self._stop_timeout_s = stop_timeout_s
         self._loop = Tasks()
         self._calls = Tasks()
+        self._is_stopping = False
         self._storing = 0
         self._room: Deferred[None] | None = None
         self.calls_run = 0
         self.calls_failed = 0
+        self.results_lost = 0
+        self._warned_s = -_WARN_EVERY_S
+
+    @property
+    def is_taking(self) -> bool:
+        """Whether it waits for calls; false when something that must not happen has ended that."""
+        return len(self._loop) > 0 or not self._functions
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -112,6 +124,7 @@ class CalleeService(Service):
 
     async def _stop(self) -> None:
         """Takes no more, finishes what runs, lets go of the broker."""
+        self._is_stopping = True
         await self._loop.stop()
         deadline_s = self._clock.seconds() + self._stop_timeout_s
         while self._calls or self._storing:
@@ -134,12 +147,16 @@ class CalleeService(Service):
                 continue
             try:
                 calls = await self._source.take_calls(uris, limit)
-                attempt = 0
-            except BrokerUnavailable:
+            except BrokerUnavailable as error:
                 # Consumers try for ever; jitter keeps a fleet from coming back in step.
-                attempt = min(attempt + 1, 6)
-                await later(self._clock, random() * 0.05 * 2**attempt)
+                attempt += 1
+                if attempt == _SILENT_ATTEMPTS:
+                    self._log.warn("No calls can be taken, trying on: {error}", error=error)
+                await later(self._clock, random() * 0.05 * 2 ** min(attempt, 6))
                 continue
+            if attempt >= _SILENT_ATTEMPTS:
+                self._log.info("Calls can be taken again")
+            attempt = 0
             for call in calls:
                 self._run(call)
 
@@ -156,26 +173,27 @@ class CalleeService(Service):
                 self._calls.spawn(self._finish(call, result, left_s))
                 return
             encoded = self._encoded(result)
-        except Exception as error:  # the user's code
+        except (Exception, SystemExit) as error:  # the user's code
             encoded = self._encoded_error(call, error)
         self._store(call, encoded)
 
     async def _finish(self, call: IncomingCall, result: Any, left_s: float) -> None:
-        """Waits for what an asynchronous function gives."""
+        """Waits for what an asynchronous function gives, as long as somebody waits for it."""
+        if iscoroutine(result):
+            result = Deferred.fromCoroutine(result)
+        deadline = self._clock.callLater(left_s, result.cancel)
         try:
-            if iscoroutine(result):
-                result = Deferred.fromCoroutine(result)
-            if not result.called:
-                result.addTimeout(left_s, self._clock)
             encoded = self._encoded(await result)
-        except TimeoutError:  # nobody waits for the result any more
-            self._log.warn("{uri}: its time was over before it was done", uri=call.uri)
-            return
-        except CancelledError:
-            raise
-        except Exception as error:  # the user's code
+        except (Exception, SystemExit) as error:  # the user's code
+            if not deadline.active():
+                self._log.warn("{uri}: its time was over before it was done", uri=call.uri)
+                return
+            if self._is_stopping and isinstance(error, CancelledError):
+                raise
             encoded = self._encoded_error(call, error)
         finally:
+            if deadline.active():
+                deadline.cancel()
             self._make_room()
         self._store(call, encoded)
 
@@ -192,10 +210,17 @@ class CalleeService(Service):
 
     def _not_stored(self, failure: Failure, call: IncomingCall) -> None:
         self._stored(failure)
+        self.results_lost += 1
         if failure.check(BrokerError) is None:
             self._log.failure("{uri}: a result is lost", failure, uri=call.uri)
-        else:
-            self._log.warn("{uri}: a result is lost: {error}", uri=call.uri, error=failure.value)
+        elif self._clock.seconds() >= self._warned_s + _WARN_EVERY_S:
+            self._warned_s = self._clock.seconds()
+            self._log.warn(
+                "{uri}: a result is lost ({count} so far): {error}",
+                uri=call.uri,
+                count=self.results_lost,
+                error=failure.value,
+            )
 
     def _make_room(self) -> None:
         room, self._room = self._room, None
@@ -210,7 +235,7 @@ class CalleeService(Service):
             raise CallFailed({"message": f"the result has over {self._result_limit_bytes} bytes"})
         return encoded
 
-    def _encoded_error(self, call: IncomingCall, error: Exception) -> bytes:
+    def _encoded_error(self, call: IncomingCall, error: BaseException) -> bytes:
         self.calls_failed += 1
         try:
             if isinstance(error, CallFailed):  # raised on purpose

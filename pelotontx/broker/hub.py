@@ -7,15 +7,16 @@ fresh id of the hub's own on the broker, so that clients with the same message i
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pelotontx.broker.interface import Caller, PubSub
-from pelotontx.errors import BrokerError, BrokerUnavailable, RemoteProtocolError
+from pelotontx.errors import BrokerError, BrokerUnavailable, QueueFull, RemoteProtocolError
 from pelotontx.net.wheel import Timer, Wheel
 from pelotontx.wire import juggler
 
@@ -102,14 +103,19 @@ class Hub:
         caller: the broker's side for calls.
         pubsub: the broker's side for events; may be another broker.
         wheel: for deadlines.
+        pending_limit: calls that wait for a result; past it a call is refused, so that results
+            never outnumber what the broker keeps for us. 0 = any number.
     """
 
     _log = Logger()
 
-    def __init__(self, *, caller: Caller, pubsub: PubSub, wheel: Wheel) -> None:
+    def __init__(
+        self, *, caller: Caller, pubsub: PubSub, wheel: Wheel, pending_limit: int = 0
+    ) -> None:
         self._caller = caller
         self._pubsub = pubsub
         self._wheel = wheel
+        self._pending_limit = pending_limit or sys.maxsize
         self._next_id = juggler.MessageIds(os.urandom(16)).next
         self._pending: dict[str, PendingCall] = {}
         self._topics: dict[tuple[str, bool], _Topic] = {}
@@ -163,6 +169,9 @@ class Hub:
         call = PendingCall(owner, request, msg_uuid)
         self._pending[msg_uuid] = call
         call.timer = self._wheel.call_later(timeout_s, self._expire, call)
+        if len(self._pending) > self._pending_limit:
+            self._stored(call, QueueFull(uri))
+            return call
         stored = partial(self._stored, call)
         self._caller.store_call(uri, msg_uuid, args, int(timeout_s * 1000) or 1, stored)
         return call
@@ -179,9 +188,12 @@ class Hub:
                     waiting.callback(None)
 
     def give_up(self, reason: str) -> None:
-        """Answers every pending call with an error; whether they were run is not known."""
+        """Ends every pending call with an error; whether a stored one was run is not known."""
         for call in tuple(self._pending.values()):
-            self._result(call.msg_uuid, juggler.encode_error(reason))
+            if call.is_stored:
+                self._result(call.msg_uuid, juggler.encode_error(reason))
+            else:
+                self._stored(call, BrokerUnavailable(reason))
 
     def _stored(self, call: PendingCall, error: BrokerError | None, /) -> None:
         if call.is_stored or not call.is_pending:
@@ -202,6 +214,10 @@ class Hub:
             call.is_stored = True
             call.owner.call_stored(call)
         self.forget(call)
+        try:
+            juggler.check_json(args)
+        except RemoteProtocolError as error:  # another program's
+            args = juggler.encode_error(f"the result cannot be sent: {error}")
         call.owner.call_answered(call, args)
 
     def _expire(self, call: PendingCall) -> None:
@@ -224,6 +240,8 @@ class Hub:
         """
         topic = self._topics.get((channel, pattern))
         if topic is not None and topic.is_ready:
+            if not self._pubsub.available:
+                return fail(BrokerUnavailable("no events come in at this moment"))
             topic.listeners[listener] = None
             return succeed(None)
         result: Deferred[None] = Deferred()

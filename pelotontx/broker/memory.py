@@ -9,13 +9,16 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from pelotontx.broker.interface import CallStored, History, IncomingCall, Position
 from pelotontx.errors import BrokerUnavailable, HistoryUnsupported, QueueFull
+
+_SWEEP_S: Final = 10.0
 
 
 class MemoryBroker:
@@ -30,6 +33,7 @@ class MemoryBroker:
 
     def __init__(self, clock: IReactorTime, *, call_cap: int = 10_000) -> None:
         self._clock = clock
+        self._sweep_call: IDelayedCall | None = None
         self._calls: dict[str, deque[IncomingCall]] = {}
         self._takers: list[_Taker] = []
         self._call_cap = call_cap
@@ -39,12 +43,20 @@ class MemoryBroker:
         self.caller = MemoryCaller(self, clock)
         self.pubsub = MemoryPubSub(self)
 
+    @property
+    def waiting_calls(self) -> int:
+        """How many calls nobody has taken."""
+        return sum(map(len, self._calls.values()))
+
     def start(self) -> None:
         """Nothing to connect."""
 
     def stop(self) -> Deferred[None]:
         """Forgets everything."""
         self._calls.clear()
+        if self._sweep_call is not None:
+            self._sweep_call.cancel()
+            self._sweep_call = None
         return succeed(None)
 
     def another_caller(self) -> MemoryCaller:
@@ -70,7 +82,19 @@ class MemoryBroker:
                 return False
         waiting.append(call)
         self._clock.callLater(0, self.serve)
+        if self._sweep_call is None:
+            self._sweep_call = self._clock.callLater(_SWEEP_S, self._sweep)
         return True
+
+    def _sweep(self) -> None:
+        """Forgets expired calls of URIs that nobody serves."""
+        self._sweep_call = None
+        for uri, waiting in tuple(self._calls.items()):
+            self._drop_expired(waiting)
+            if not waiting:
+                del self._calls[uri]
+        if self._calls:
+            self._sweep_call = self._clock.callLater(_SWEEP_S, self._sweep)
 
     def _drop_expired(self, waiting: deque[IncomingCall]) -> None:
         now_s = self._clock.seconds()
@@ -280,37 +304,60 @@ class MemoryPubSub:
         return fail(HistoryUnsupported(f"{channel}: this broker keeps no history"))
 
 
-_patterns: dict[str, re.Pattern[str]] = {}
-_PATTERNS_LIMIT = 1000
+_Token: TypeAlias = Callable[[str], object] | None
+"""Whether one character matches; None: any number of any characters."""
+
+_GLOBS_LIMIT: Final = 1000
+_globs: dict[str, list[_Token]] = {}
 
 
 def glob_match(glob: str, name: str) -> bool:
-    r"""Whether a Redis glob (``*``, ``?``, ``[ab]``, ``[^a]``, ``[a-z]``, ``\x``) matches."""
-    pattern = _patterns.get(glob)
-    if pattern is None:
-        if len(_patterns) >= _PATTERNS_LIMIT:
-            _patterns.clear()
-        pattern = _patterns[glob] = re.compile(_translate(glob), re.DOTALL)
-    return pattern.fullmatch(name) is not None
+    r"""Whether a Redis glob (``*``, ``?``, ``[ab]``, ``[^a]``, ``[a-z]``, ``\x``) matches a name.
 
-
-def _translate(glob: str) -> str:
-    out = []
-    tokens = re.finditer(r"\\(.)|\[(\^?)((?:\\.|[^\]])*)\]?|(\*+)|(\?)|(.)", glob, re.DOTALL)
-    for token in tokens:
-        escaped, negated, members, stars, question, plain = token.groups()
-        if stars:
-            out.append(".*")
-        elif question:
-            out.append(".")
-        elif members is not None:
-            out.append(_translate_class(bool(negated), members))
+    Takes at most ``len(glob) * len(name)`` steps, whatever the glob.
+    """
+    tokens = _globs.get(glob)
+    if tokens is None:
+        if len(_globs) >= _GLOBS_LIMIT:
+            _globs.clear()
+        tokens = _globs[glob] = _tokens(glob)
+    at = position = 0
+    star, resume = -1, 0
+    while position < len(name):
+        token = tokens[at] if at < len(tokens) else _never
+        if token is None:
+            star, resume, at = at, position, at + 1
+        elif token(name[position]):
+            at, position = at + 1, position + 1
+        elif star >= 0:  # the last star takes one character more
+            resume += 1
+            at, position = star + 1, resume
         else:
-            out.append(re.escape(escaped or plain))
-    return "".join(out)
+            return False
+    return all(token is None for token in tokens[at:])
 
 
-def _translate_class(negated: bool, members: str) -> str:
+def _never(character: str) -> bool:
+    return False
+
+
+def _tokens(glob: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    parts = re.finditer(r"\\(.)|\[(\^?)((?:\\.|[^\]])*)\]?|(\*+)|(\?)|(.)", glob, re.DOTALL)
+    for part in parts:
+        escaped, negated, members, stars, question, plain = part.groups()
+        if stars:
+            tokens.append(None)
+        elif question:
+            tokens.append(bool)  # any character
+        elif members is not None:
+            tokens.append(re.compile(_class(bool(negated), members), re.DOTALL).fullmatch)
+        else:
+            tokens.append((escaped or plain).__eq__)
+    return tokens
+
+
+def _class(negated: bool, members: str) -> str:
     """A bracket expression; an empty one matches nothing, its negation anything."""
     parts = []
     for single in re.finditer(r"(?:\\(.)|(.))(?:-(?:\\(.)|(.)))?", members, re.DOTALL):

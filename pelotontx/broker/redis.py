@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from pelotontx.broker.interface import CallStored, History, IncomingCall, Position
 from pelotontx.broker.redis_store import (
@@ -27,6 +28,7 @@ from pelotontx.broker.redis_store import (
     Store,
     broker_error,
     claim_script,
+    restore_script,
 )
 from pelotontx.errors import (
     BrokerError,
@@ -34,8 +36,8 @@ from pelotontx.errors import (
     HistoryUnsupported,
     RemoteProtocolError,
 )
+from pelotontx.net.process import Moment
 from pelotontx.net.redis import (
-    Argument,
     RedisAddress,
     RedisConnection,
     RedisLink,
@@ -93,7 +95,12 @@ class RedisBroker:
         """A new callee side, with a connection of its own."""
         store = Store(self._reactor, self._commands, cap=self._result_cap)
         return RedisCallee(
-            self._reactor, self._commands, self._link("takes"), store, block_s=self._block_s
+            self._reactor,
+            self._commands,
+            self._link("takes"),
+            store,
+            block_s=self._block_s,
+            settle_s=self._link_options["reply_timeout_s"],
         )
 
     @property
@@ -194,7 +201,10 @@ class RedisCaller:
                 self._log.warn("A result was dropped: {error}", error=error)
                 continue
             timeout_keys.append(juggler.result_timeout_key(self.conn_uuid, payload.msg_uuid))
-            self.on_result(payload.msg_uuid, bytes(payload.args))
+            try:
+                self.on_result(payload.msg_uuid, bytes(payload.args))
+            except Exception:  # one result's fault must not take the others along
+                self._log.failure("A result could not be delivered")
         if timeout_keys:
             self._commands.send(ignore_reply, "UNLINK", *timeout_keys)
 
@@ -212,16 +222,18 @@ class RedisCallee:
         store: Store,
         *,
         block_s: float,
+        settle_s: float,
     ) -> None:
         self._clock = clock
         self._commands = commands
         self._takes = takes
         self._store = store
         self._block_s = block_s
+        self._settle_s = settle_s
         self._turn = 0
         self._client_id: int | None = None
         self._waiting: Deferred[list[IncomingCall]] | None = None
-        self._idle: Deferred[None] | None = None
+        self._settled: Moment[None] | None = None
         takes.on_up = self._up
 
     async def _up(self, connection: RedisConnection) -> None:
@@ -244,24 +256,25 @@ class RedisCallee:
         self._store.stop()
         if self._waiting is not None:
             self._waiting.cancel()
-        if self._idle is not None:
-            # Unblocked: answers at once, at the latest when the blocking pop ends.
-            await self._idle.addTimeout(self._block_s, self._clock).addErrback(lambda _: None)
+        if self._settled is not None:
+            # What Redis had popped by then is put back first.
+            settled = self._settled.wait().addTimeout(self._settle_s, self._clock)
+            await settled.addErrback(lambda _: None)
         await self._takes.stop()
 
     def take_calls(self, uris: Sequence[str], limit: int) -> Deferred[list[IncomingCall]]:
         """See `pelotontx.broker.interface.Callee`."""
         connection = self._takes.connection
-        if connection is None or self._idle is not None:
+        if connection is None or self._settled is not None:
             return fail(BrokerUnavailable("no connection to take calls from"))
         waiting: Deferred[list[IncomingCall]] = Deferred(self._unblock)
         self._waiting = waiting
-        self._idle = Deferred()
+        self._settled = Moment()
         # Redis serves the first list that has something: taking turns starves no URI.
         self._turn = turn = (self._turn + 1) % len(uris)
         keys = [juggler.calls_key(uri) for uri in (*uris[turn:], *uris[:turn])]
         connection.send(
-            partial(self._taken, connection, waiting),
+            partial(self._taken, waiting),
             *("BLMPOP", str(self._block_s), len(keys), *keys, "RIGHT", "COUNT", limit),
         )
         return waiting
@@ -270,72 +283,75 @@ class RedisCallee:
         if self._client_id is not None:
             self._commands.send(ignore_reply, "CLIENT", "UNBLOCK", self._client_id)
 
-    def _taken(
-        self,
-        connection: RedisConnection,
-        waiting: Deferred[list[IncomingCall]],
-        reply: Reply,
-    ) -> None:
-        self._waiting = None
-        idle, self._idle = self._idle, None
-        if isinstance(reply, Exception):
-            self._fail(waiting, reply)
-        elif reply is None:
-            if not waiting.called:
-                waiting.callback([])
-        elif waiting.called:  # cancelled, but Redis had already popped
-            self._put_back(connection, *reply)
+    def _taken(self, waiting: Deferred[list[IncomingCall]], reply: Reply) -> None:
+        if isinstance(reply, Exception) or reply is None:
+            self._settle(waiting, reply or [])
+        elif waiting.called:  # cancelled, but Redis had popped
+            key, entries = reply
+            self._restore(waiting, key, entries, {})
         else:
-            self._claim(connection, waiting, reply[1])
-        if idle is not None:
-            idle.callback(None)
+            self._claim(waiting, *reply)
 
-    def _fail(self, waiting: Deferred[list[IncomingCall]], reply: Exception) -> None:
-        if not waiting.called:
-            waiting.errback(broker_error(reply))
-
-    def _put_back(
-        self, connection: RedisConnection | RedisLink, key: Argument, entries: list[bytes]
+    def _settle(
+        self, waiting: Deferred[list[IncomingCall]], outcome: list[IncomingCall] | Exception
     ) -> None:
-        connection.send(ignore_reply, "RPUSH", key, *reversed(entries))
-        connection.send(ignore_reply, "PEXPIRE", key, LIST_LIFE_MS, "NX")
+        """The end of one take, before anybody is told: the next may follow at once."""
+        settled, self._settled, self._waiting = self._settled, None, None
+        if not waiting.called:
+            if isinstance(outcome, Exception):
+                waiting.errback(broker_error(outcome))
+            else:
+                waiting.callback(outcome)
+        if settled is not None:
+            settled.happen(None)
+
+    def _restore(
+        self,
+        waiting: Deferred[list[IncomingCall]],
+        key: bytes,
+        entries: list[bytes],
+        timeouts_ms: dict[str, int],
+    ) -> None:
+        """Puts entries back, in the order in which they were popped, and their timeouts."""
+        restore_script.run(
+            self._takes,
+            lambda reply: self._settle(waiting, []),
+            1 + len(timeouts_ms),
+            key,
+            *timeouts_ms,
+            LIST_LIFE_MS,
+            *timeouts_ms.values(),
+            *entries,
+        )
 
     def _claim(
-        self,
-        connection: RedisConnection,
-        waiting: Deferred[list[IncomingCall]],
-        entries: list[bytes],
+        self, waiting: Deferred[list[IncomingCall]], key: bytes, entries: list[bytes]
     ) -> None:
-        payloads = []
+        payloads: list[juggler.CallPayload] = []
+        kept: list[bytes] = []
         for entry in entries:
             try:
                 payloads.append(juggler.decode_call_payload(entry))
+                kept.append(entry)
             except RemoteProtocolError as error:
                 self._log.warn("A call was dropped: {error}", error=error)
         keys = [juggler.call_timeout_key(call.uri, call.msg_uuid) for call in payloads]
 
         def claimed(reply: Reply) -> None:
             if isinstance(reply, Exception):
-                self._fail(waiting, reply)
-            elif not waiting.called:
-                waiting.callback(self._incoming(payloads, reply))
-            else:  # cancelled meanwhile
-                self._unclaim(payloads, reply)
+                self._settle(waiting, reply)
+            elif waiting.called:  # cancelled meanwhile
+                fresh = [n for n, ms in enumerate(reply) if ms > 0]
+                self._restore(
+                    waiting, key, [kept[n] for n in fresh], {keys[n]: reply[n] for n in fresh}
+                )
+            else:
+                self._settle(waiting, self._incoming(payloads, reply))
 
         if keys:
             claim_script.run(self._takes, claimed, len(keys), *keys)
         else:
             claimed([])
-
-    def _unclaim(self, payloads: list[juggler.CallPayload], left_ms: list[int]) -> None:
-        for payload, ms in reversed(list(zip(payloads, left_ms, strict=True))):
-            if ms > 0:
-                key = juggler.call_timeout_key(payload.uri, payload.msg_uuid)
-                entry = juggler.encode_call_payload(
-                    payload.conn_uuid, payload.msg_uuid, payload.uri, bytes(payload.args)
-                )
-                self._commands.send(ignore_reply, "SET", key, ms, "PX", ms)
-                self._put_back(self._commands, juggler.calls_key(payload.uri), [entry])
 
     def _incoming(
         self, payloads: list[juggler.CallPayload], left_ms: list[int]
@@ -450,7 +466,8 @@ class RedisPubSub:
 
     async def _resubscribe(self, connection: SubscriberConnection) -> None:
         connection.on_event = self._event
-        confirmations = []
+        confirmations: list[Deferred[None]] = []
+        failures: list[Failure] = []
         for command, is_pattern in (("SUBSCRIBE", False), ("PSUBSCRIBE", True)):
             names = [name.encode() for name, pattern in self._wanted if pattern is is_pattern]
             for start in range(0, len(names), BATCH_LIMIT):
@@ -458,7 +475,12 @@ class RedisPubSub:
                     connection.subscribe_to(command, names[start : start + BATCH_LIMIT])
                 )
         wanted_before = set(self._wanted)
-        await gatherResults(confirmations, consumeErrors=True)
+        for confirmation in confirmations:
+            confirmation.addErrback(failures.append)
+        for confirmation in confirmations:
+            await confirmation
+        if failures:
+            failures[0].raiseException()
         for name, pattern in wanted_before - self._wanted.keys():
             connection.send(ignore_reply, "PUNSUBSCRIBE" if pattern else "UNSUBSCRIBE", name)
 

@@ -10,10 +10,13 @@ from importlib.resources import files
 from typing import Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 from pelotontx.broker.interface import CallStored
 from pelotontx.errors import BrokerError, BrokerUnavailable, QueueFull
 from pelotontx.net.redis import Argument, RedisLink, Reply, ResponseError
+
+_log = Logger(namespace="pelotontx.broker.redis")
 
 # Entries a script: Lua's unpack fails near 8000, and a long script keeps everybody else waiting.
 BATCH_LIMIT: Final = 500
@@ -32,7 +35,10 @@ class Script:
     def run(
         self, link: RedisLink, on_reply: Callable[[Reply], object], *arguments: Argument
     ) -> None:
-        """Runs it; sends the source along where Redis does not know the script (any more)."""
+        """Runs it, by its digest where this connection has run it before.
+
+        In case Redis has been made to forget it, it is sent once more.
+        """
 
         def replied(reply: Reply) -> None:
             if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
@@ -40,17 +46,26 @@ class Script:
             else:
                 on_reply(reply)
 
-        link.send(replied, "EVALSHA", self._digest, *arguments)
+        known = link.connection.script_hashes if link.connection is not None else ()
+        if self._digest in known:
+            link.send(replied, "EVALSHA", self._digest, *arguments)
+        else:
+            # Not by digest first: a script that is sent again comes after what was sent meanwhile.
+            link.send(on_reply, "EVAL", self._source, *arguments)
+            if link.connection is not None:
+                link.connection.script_hashes.add(self._digest)
 
 
 store_script: Final = Script("store.lua")
 claim_script: Final = Script("claim.lua")
+restore_script: Final = Script("restore.lua")
 
 
 def broker_error(reply: Reply) -> BrokerError:
-    """What a caller is told of an error reply."""
+    """What a caller is told of an error reply; Redis's own refusals are logged."""
     if isinstance(reply, BrokerError):
         return reply
+    _log.warn("Redis refused: {error}", error=reply)
     return BrokerUnavailable(str(reply))
 
 

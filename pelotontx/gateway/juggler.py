@@ -20,7 +20,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pelotontx.broker.hub import Event, Hub, PendingCall
-from pelotontx.errors import BrokerError, PelotonError, RemoteProtocolError, RequestRefused
+from pelotontx.errors import (
+    BrokerError,
+    PelotonError,
+    QueueFull,
+    RemoteProtocolError,
+    RequestRefused,
+)
 from pelotontx.net.http import Upgrade
 from pelotontx.net.websocket import (
     GOING_AWAY,
@@ -76,8 +82,10 @@ def nack_of(error: BaseException) -> tuple[int, str]:
     """The one place that maps errors to a NACK's code and message."""
     if isinstance(error, RequestRefused):
         return error.code, error.message
-    if isinstance(error, BrokerError):
+    if isinstance(error, QueueFull):
         return 500, str(error)
+    if isinstance(error, BrokerError):
+        return 500, "the broker is unavailable"  # why is for our log: it may name hosts and keys
     return 500, "internal error"
 
 
@@ -124,7 +132,7 @@ class JugglerSession:
         self._connection = connection
         self._allowed = allowed
         self._calls: dict[PendingCall, None] = {}
-        self._publishing: dict[str, juggler.Message] = {}
+        self._publishing: dict[str, list[juggler.Message]] = {}
         self._topics: dict[tuple[str, bool], None] = {}
         self._bucket: TokenBucket | None = None
         if limits.message_rate:
@@ -152,6 +160,8 @@ class JugglerSession:
         self._endpoint.messages_read[type_] += 1
         refusal = self._refusal(request)
         if refusal is not None:
+            if refusal.code != 403:
+                self._endpoint.limits_exceeded += 1
             self._nack(request, refusal)
         elif type_ == juggler.CALL:
             self._call(request)
@@ -181,7 +191,6 @@ class JugglerSession:
     def _refusal(self, request: juggler.Message) -> RequestRefused | None:
         limits = self._endpoint.limits
         if self._bucket is not None and (left := self._bucket.take()) < 0:
-            self._endpoint.limits_exceeded += 1
             if left < -limits.message_burst:
                 self._connection.close(TOO_MANY_MESSAGES, "too many messages")
             return RequestRefused(429, "too many messages")
@@ -263,7 +272,7 @@ class JugglerSession:
 
     def _publish(self, request: juggler.Message) -> None:
         uuid = request.meta.uuid
-        self._publishing[uuid] = request
+        self._publishing.setdefault(uuid, []).append(request)
         done = self._endpoint.hub.publish(
             request.payload.channel, uuid, bytes(request.payload.args)
         )
@@ -272,14 +281,23 @@ class JugglerSession:
         )
 
     def _published(self, result: None, uuid: str) -> None:
-        request = self._publishing.pop(uuid, None)
+        request = self._take_publishing(uuid)
         if request is not None:
             self._ack(request)
 
     def _not_published(self, failure: Failure, uuid: str) -> None:
-        request = self._publishing.pop(uuid, None)
+        request = self._take_publishing(uuid)
         if request is not None:
             self._nack(request, failure)
+
+    def _take_publishing(self, uuid: str) -> juggler.Message | None:
+        """The oldest PUB of this id that has no answer yet."""
+        requests = self._publishing.get(uuid)
+        if not requests:
+            return None
+        if len(requests) == 1:
+            del self._publishing[uuid]
+        return requests.pop(0)
 
     def _subscribe(self, request: juggler.Message) -> None:
         topic = (request.payload.channel, bool(request.payload.pattern))

@@ -5,7 +5,8 @@ txredisapi makes the commands (`auth`, `select`, `hset` ...); its send and reply
 - payloads are never converted (`b"0012"` stays what it is), replies are parsed by hiredis;
 - replies go to a queue of plain callbacks, Deferreds only at the edge;
 - a silent server is noticed: no reply within `reply_timeout_s` ends the connection, and everything
-  that waits fails with `BrokerUnavailable` (nothing waits for ever, nothing is queued while down).
+  that waits fails with `BrokerUnavailable` (nothing waits for ever, nothing is queued while down);
+- what a server does not read is bounded: past 32 MiB further commands fail in the same way.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 import txredisapi
-from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
-from twisted.internet.error import ConnectError, ConnectingCancelledError
+from twisted.internet.abstract import isIPAddress
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    UNIXClientEndpoint,
+)
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import deferLater
@@ -30,13 +36,21 @@ from twisted.python.failure import Failure
 from pelotontx.errors import BrokerUnavailable, ConfigError
 from pelotontx.net.kept import Backoff
 from pelotontx.net.process import Moment
-from pelotontx.net.tcp import corked
+from pelotontx.net.tcp import corked, unsent_bytes
 
 Argument: TypeAlias = bytes | str | int
 Reply: TypeAlias = Any  # bytes, int, None, a list of these, or an Exception that was the answer
 OnReply: TypeAlias = Callable[[Reply], object]
 
 ResponseError = txredisapi.ResponseError
+
+# What may wait to be sent to one Redis: some hundred thousand calls, a small part of the memory.
+_UNSENT_LIMIT_BYTES: Final = 32 * 1024 * 1024
+# How long a connection that is being closed has to send what was written to it.
+_LINGER_S: Final = 1.0
+# How often in `reply_timeout_s` a connection is looked at. After so many looks without a reply it
+# is given up: one alone may only tell that our own process stood still.
+_LOOKS: Final = 4
 
 
 def ignore_reply(reply: Reply) -> None:
@@ -46,12 +60,15 @@ def ignore_reply(reply: Reply) -> None:
 class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
     """One connection: any number of commands in flight, answered in order."""
 
+    _log = Logger()
+
     def __init__(self) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self._hiredis = hiredis.Reader(
             protocolError=txredisapi.InvalidData, replyError=txredisapi.ResponseError
         )
         self._waiting: deque[OnReply] = deque()
+        self._is_choked = False  # the transport holds more than it likes
         self.replies = 0
         self.is_lost = False
         self.on_lost: Callable[[], None] = lambda: None
@@ -70,6 +87,9 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         if self.is_lost:
             on_reply(BrokerUnavailable("the connection to Redis is lost"))
             return
+        if self._is_choked and unsent_bytes(self.transport) > _UNSENT_LIMIT_BYTES:
+            on_reply(BrokerUnavailable("Redis does not keep up"))
+            return
         self._waiting.append(on_reply)
         self.transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
 
@@ -85,12 +105,36 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         post_process = options.get("post_proc")
         return result.addCallback(post_process) if callable(post_process) else result
 
+    def connectionMade(self) -> Deferred[Any]:
+        self.transport.registerProducer(self, True)
+        made: Deferred[Any] = super().connectionMade()
+        return made
+
+    def pauseProducing(self) -> None:
+        self._is_choked = True
+
+    def resumeProducing(self) -> None:
+        self._is_choked = False
+
+    def stopProducing(self) -> None:
+        """The connection is lost; `connectionLost` follows."""
+
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
         reader = self._hiredis
         reader.feed(data)
-        while (reply := reader.gets()) is not False:
-            self.replies += 1
-            self.replyReceived(reply)
+        while True:
+            try:
+                reply = reader.gets()
+                if reply is False:
+                    return
+                self.replies += 1
+                self.replyReceived(reply)
+            except txredisapi.InvalidData as error:
+                self._log.error("What answers is no Redis: {error}", error=error)
+                self.transport.abortConnection()
+                return
+            except Exception:  # one reply's handling must not take the others along
+                self._log.failure("A reply could not be handled")
 
     def replyReceived(self, reply: Reply) -> None:
         self._waiting.popleft()(reply)
@@ -129,16 +173,23 @@ class SubscriberConnection(RedisConnection):
     def subscribe_to(self, command: str, names: Sequence[bytes]) -> Deferred[None]:
         """Sends one (un)subscribing command for many names; fires after each was replied to."""
         result: Deferred[None] = Deferred()
+        left = len(names)
 
-        def last_replied(reply: Reply) -> None:
+        def replied(reply: Reply) -> None:
+            nonlocal left
+            left -= 1
+            if result.called:
+                return
             if isinstance(reply, Exception):
+                # Redis refuses the whole command with one reply: the others will never come.
+                if not self.is_lost and left:
+                    self.transport.abortConnection()
                 result.errback(reply)
-            else:
+            elif left == 0:
                 result.callback(None)
 
-        # Redis answers a name at a time; an error comes once, and a lost connection fails all.
-        self._waiting.extend([ignore_reply] * (len(names) - 1))
-        self.send(last_replied, command, *names)
+        self._waiting.extend([replied] * (left - 1))
+        self.send(replied, command, *names)
         return result
 
 
@@ -181,7 +232,9 @@ class RedisAddress:
         """The endpoint to connect to."""
         if self.path:
             return UNIXClientEndpoint(reactor, self.path, timeout=timeout_s)
-        return HostnameEndpoint(reactor, self.host.encode(), self.port, timeout=timeout_s)
+        if isIPAddress(self.host):  # no name to look up
+            return TCP4ClientEndpoint(reactor, self.host, self.port, timeout=timeout_s)
+        return HostnameEndpoint(reactor, self.host, self.port, timeout=timeout_s)
 
     def __str__(self) -> str:
         return f"unix://{self.path}" if self.path else f"redis://{self.host}:{self.port}"
@@ -206,7 +259,6 @@ class RedisLink:
         connection_class: `RedisConnection` or a subclass.
         connect_timeout_s: for connecting and for logging in.
         reply_timeout_s: without any reply for so long while one is due, the connection is given up.
-        on_down: called after a connection that was up is lost.
 
     Attributes:
         connection: the one that is up, or None.
@@ -226,7 +278,6 @@ class RedisLink:
         connect_timeout_s: float = 5.0,
         reply_timeout_s: float = 5.0,
         on_up: Callable[[Any], Awaitable[None] | None] = lambda connection: None,
-        on_down: Callable[[], None] = lambda: None,
     ) -> None:
         self.connection: Any = None
         self.on_up = on_up
@@ -238,7 +289,6 @@ class RedisLink:
         self._name = name
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
-        self._on_down = on_down
         self._keeping: Deferred[None] | None = None
         self._latest: RedisConnection | None = None
         self._watchdog: IDelayedCall | None = None
@@ -264,7 +314,10 @@ class RedisLink:
         keeping.cancel()
         latest, self._latest = self._latest, None
         if latest is not None and not latest.is_lost:
-            latest.transport.abortConnection()
+            latest.transport.unregisterProducer()
+            latest.transport.loseConnection()
+            lost = latest.lost.wait().addTimeout(_LINGER_S, self._reactor)
+            await lost.addErrback(lambda _: latest.transport.abortConnection())
             await latest.lost.wait()
 
     async def _keep(self) -> None:
@@ -273,7 +326,9 @@ class RedisLink:
         while True:
             try:
                 connection = await self._connect()
-            except (OSError, ConnectError, txredisapi.RedisError, BrokerUnavailable) as error:
+            except (CancelledError, ConnectingCancelledError):
+                raise
+            except Exception as error:  # nothing but a stop ends this loop
                 if not is_reported:
                     is_reported = True
                     self._log.warn(
@@ -312,7 +367,7 @@ class RedisLink:
             raise BrokerUnavailable("lost while logging in")
         self.connection = connection
         connection.on_lost = self._lost
-        self._watch(connection)
+        self._watch(connection, 0)
         return connection  # type: ignore[no-any-return]
 
     async def _log_in(self, connection: Any) -> None:
@@ -328,26 +383,33 @@ class RedisLink:
     def _lost(self) -> None:
         self.connection = None
         self._cancel_watchdog()
-        self._on_down()
 
-    def _watch(self, connection: RedisConnection) -> None:
+    def _watch(self, connection: RedisConnection, silent_looks: int) -> None:
         self._watchdog = self._reactor.callLater(
-            self._reply_timeout_s, self._check, connection, connection.replies
+            self._reply_timeout_s / _LOOKS,
+            self._look,
+            connection,
+            connection.replies,
+            silent_looks,
         )
 
-    def _check(self, connection: RedisConnection, replies_before: int) -> None:
+    def _look(self, connection: RedisConnection, replies_before: int, silent_looks: int) -> None:
         self._watchdog = None
-        if connection.waiting and connection.replies == replies_before:
-            self._log.warn(
-                "{address}: no reply in {seconds} s, reconnecting",
-                address=self._address,
-                seconds=self._reply_timeout_s,
-            )
-            connection.transport.abortConnection()
-            return
         if not connection.waiting:
             connection.send(ignore_reply, "PING")
-        self._watch(connection)
+        elif connection.replies == replies_before:
+            silent_looks += 1
+            if silent_looks == _LOOKS:
+                self._log.warn(
+                    "{address}: no reply in {seconds} s, reconnecting",
+                    address=self._address,
+                    seconds=self._reply_timeout_s,
+                )
+                connection.transport.abortConnection()
+                return
+        if connection.replies != replies_before:
+            silent_looks = 0
+        self._watch(connection, silent_looks)
 
     def _cancel_watchdog(self) -> None:
         if self._watchdog is not None:
@@ -361,13 +423,6 @@ class RedisLink:
             on_reply(BrokerUnavailable(f"no connection to {self._address}"))
         else:
             connection.send(on_reply, *command)
-
-    def execute(self, *command: Argument) -> Deferred[Any]:
-        """As `send`, with a Deferred."""
-        if self.connection is None:
-            return fail(BrokerUnavailable(f"no connection to {self._address}"))
-        result: Deferred[Any] = self.connection.execute_command(*command)
-        return result
 
 
 def client_name(role: str) -> str:

@@ -217,12 +217,17 @@ def check_json(encoded: bytes | msgspec.Raw) -> None:
     Small harmless values (nearly all) pass by three scans in C; only the others are decoded.
 
     Args:
-        encoded: JSON whose syntax has been checked; empty is accepted.
+        encoded: JSON whose syntax has been checked, not its UTF-8; empty is accepted.
 
     Raises:
         RemoteProtocolError: 1007, with what is wrong.
     """
     encoded = bytes(encoded)
+    if not encoded.isascii():
+        try:
+            encoded.decode()
+        except UnicodeDecodeError as error:
+            raise RemoteProtocolError(1007, f"bad UTF-8: {error}") from None
     if encoded[:1] == b'"' and b"\\" not in encoded:
         return  # a plain string
     if (
@@ -349,18 +354,17 @@ def encode_evnt(
 ) -> bytes:
     """An EVNT; `pattern` is the glob that matched, None for a plain subscription."""
     if pattern is None:
-        return b'{"meta":{"type":10,"uuid":"%b"},"payload":{"for":"%b","channel":%b,"args":%b}}' % (
+        return b'{"meta":{"type":10,"uuid":"%b"},"payload":{"for":%b,"channel":%b,"args":%b}}' % (
             uuid.encode(),
-            for_uuid.encode(),
+            _encode_json(for_uuid),  # any string: it comes from whoever publishes
             _encode_json(channel),
             args or b"null",
         )
     return (
-        b'{"meta":{"type":10,"uuid":"%b"},"payload":'
-        b'{"for":"%b","channel":%b,"pattern":%b,"args":%b}}'
+        b'{"meta":{"type":10,"uuid":"%b"},"payload":{"for":%b,"channel":%b,"pattern":%b,"args":%b}}'
     ) % (
         uuid.encode(),
-        for_uuid.encode(),
+        _encode_json(for_uuid),
         _encode_json(channel),
         _encode_json(pattern),
         args or b"null",
@@ -385,7 +389,7 @@ def decode_call_payload(value: bytes) -> CallPayload:
     """
     try:
         return _call_decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(1007, f"bad broker payload: {error}") from None
 
 
@@ -404,7 +408,7 @@ def decode_event_payload(value: bytes) -> EventPayload:
     """
     try:
         return _event_decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(1007, f"bad broker payload: {error}") from None
 
 

@@ -172,6 +172,25 @@ class TestCalls:
             assert [int(call.args) for call in calls] == [n]
 
     @pytest_twisted.ensureDeferred
+    async def test_stopping_a_wait_leaves_every_call_to_the_next_callee(self, world: World) -> None:
+        node, peer, taken = await world.node(), Peer(), list[int]()
+        for n in range(15):
+            source = await world.source()
+            waiting = source.take_calls(("u",), 5)
+            waiting.addCallbacks(
+                lambda calls: taken.extend(int(call.args) for call in calls), lambda failure: None
+            )
+            node.call(peer, n, "u", b"%d" % n)
+            if n % 3:
+                await eventually(reactor, lambda n=n: ("stored", n) in peer.told)
+            await source.stop()
+        await eventually(reactor, lambda: len(peer.of("stored")) == 15)
+        source = await world.source()
+        while len(taken) < 15:
+            taken += [int(call.args) for call in await take(source, 1)]
+        assert sorted(taken) == list(range(15))
+
+    @pytest_twisted.ensureDeferred
     async def test_functions_run_and_their_failures_are_results(
         self, world: World, logged: LoggedErrors
     ) -> None:
@@ -372,14 +391,26 @@ class TestRedisLayout:
         assert json.loads(entry) == call
         assert 0 < await command("PTTL", "juggler:results:timeout:{C}:M") <= 5000
 
+    @pytest.mark.parametrize(
+        "junk",
+        [
+            b"junk",
+            b'{"conn_uuid":"c","msg_uuid":"m","uri":"echo","args":%b%b}'
+            % (b"[" * 3000, b"]" * 3000),
+            b'{"conn_uuid":"c","msg_uuid":"m","uri":"echo","args":"\xff"}',
+        ],
+        ids=["no JSON", "too deep", "no UTF-8"],
+    )
     @pytest_twisted.ensureDeferred
-    async def test_what_is_no_call_is_dropped_and_the_next_is_served(self, served: World) -> None:
+    async def test_what_is_no_call_is_dropped_and_the_next_is_served(
+        self, served: World, junk: bytes
+    ) -> None:
         assert served.server is not None
-        node, peer = await served.node(), Peer()
-        await served.server.command("RPUSH", "juggler:calls:{echo}", "junk")
-        await served.server.command(
-            "RPUSH", f"juggler:results:{{{node.broker.caller.conn_uuid}}}", "junk"
-        )
+        node, peer, command = await served.node(), Peer(), served.server.command
+        await node.hub.subscribe(peer, "c", pattern=False)
+        await command("RPUSH", "juggler:calls:{echo}", junk)
+        await command("RPUSH", f"juggler:results:{{{node.broker.caller.conn_uuid}}}", junk)
+        await command("PUBLISH", "c", junk)
         await served.callee(echo)
         node.call(peer, 1, "echo", b"1")
         await eventually(reactor, lambda: ("answered", 1, b"1") in peer.told)
@@ -432,6 +463,10 @@ class TestFaults:
         ended = answered + peer.of("expired") + [request for request, _ in peer.of("refused")]
         assert sorted(ended) == list(range(count))
         assert set(answered) | set(peer.of("expired")) == set(peer.of("stored"))
+        probe = Peer()  # the callee comes back in its own time
+        while not probe.of("answered"):
+            node.call(probe, None, "echo", b"0", timeout_s=0.2)
+            await eventually(reactor, lambda: node.hub.pending_calls == 0)
         # A late result of an expired call is dropped, so new calls meet no old answers.
         after = count
         load(5)
@@ -452,6 +487,59 @@ class TestFaults:
         assert not node.broker.available
         served.server.thaw()
         await served.healed(node)
+
+    @pytest_twisted.ensureDeferred
+    async def test_results_of_a_foreign_callee_are_checked(self, served: World) -> None:
+        assert served.server is not None
+        node, source, peer = await served.node(), await served.source(), Peer()
+        for n, args in enumerate((b'"\xff"', b"1e999", b"[" * 40 + b"]" * 40)):
+            node.call(peer, n, "u")
+            (call,) = await take(source, 1)
+            assert await source.store_result(call, args)
+            await eventually(reactor, lambda n=n: len(peer.of("answered")) == n + 1)
+        assert all(b"cannot be sent" in args for _, args in peer.of("answered"))
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_broker_lost_while_subscribing_again_is_found_again(
+        self, served: World
+    ) -> None:
+        assert served.server is not None
+        command = served.server.command
+        node, peer = await served.node(), Peer()
+        for n in range(50):
+            await node.hub.subscribe(peer, f"c{n}", pattern=False)
+        await command("ACL", "SETUSER", "default", "resetchannels")
+        await eventually(reactor, lambda: not node.hub.available)
+        await command("ACL", "SETUSER", "default", "allchannels")
+        await served.healed(node)
+        await node.hub.publish("c49", "m", b"1")
+        await eventually(reactor, lambda: peer.of("event"))
+
+    @pytest_twisted.ensureDeferred
+    async def test_our_own_pause_is_not_taken_for_a_silent_broker(self, served: World) -> None:
+        assert served.server is not None
+        node, peer = await served.node(), Peer()
+        await served.callee(echo)
+
+        async def call(n: int) -> None:
+            node.call(peer, n, "echo", b"1")
+            await eventually(reactor, lambda: ("answered", n, b"1") in peer.told)
+
+        async def connections() -> set[bytes]:
+            listing = await served.server.command("CLIENT", "LIST")
+            lines = [line.split() for line in listing.splitlines() if b"name=pelotontx" in line]
+            return {line[0] for line in lines}
+
+        await call(0)
+        before = await connections()
+        node.call(peer, "in flight", "echo", b"1")
+        resume_at_s = reactor.seconds() + 1.5  # reply_timeout_s is 1 here
+        while reactor.seconds() < resume_at_s:
+            """The process stands still."""
+        for n in range(1, 20):
+            await call(n)
+        assert ("answered", "in flight", b"1") in peer.told
+        assert await connections() == before
 
     @pytest_twisted.ensureDeferred
     async def test_forgotten_scripts_are_sent_again(self, served: World) -> None:

@@ -1,7 +1,7 @@
 import json
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -138,6 +138,60 @@ class CalleeTests(SynchronousTestCase):
             ],
         )
         self.flushLoggedErrors()
+
+    def test_a_function_that_exits_is_a_failure_and_the_callee_goes_on(self) -> None:
+        @self.callee.function("exits")
+        def exits(args: Any) -> None:
+            raise SystemExit(3)
+
+        @self.callee.function("exits later")
+        async def exits_later(args: Any) -> None:
+            raise SystemExit(4)
+
+        service = self.start()
+        self.source.give(call("exits", "a"), call("exits later", "b"))
+        self.source.give(call("plain", "c"))
+        self.assertEqual(
+            self.source.results,
+            [
+                ("a", {"error": {"message": "3"}}),
+                ("b", {"error": {"message": "4"}}),
+                ("c", [1]),
+            ],
+        )
+        self.assertTrue(service.is_taking)
+        self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 2)
+
+    def test_a_timeout_of_the_functions_own_is_its_failure(self) -> None:
+        @self.callee.function("impatient")
+        async def impatient(args: Any) -> None:
+            await Deferred().addTimeout(1, self.clock)
+
+        self.start()
+        self.source.give(call("impatient"))
+        self.clock.advance(1)
+        self.assertEqual([name for name, _ in self.source.results], ["m"])
+        self.assertIn("error", self.source.results[0][1])
+        self.flushLoggedErrors()
+
+    def test_a_deferred_that_waits_for_another_ends_at_its_deadline_too(self) -> None:
+        self.callee.function("chained")(
+            lambda args: succeed(None).addCallback(lambda _: Deferred())
+        )
+        service = self.start(concurrency=1)
+        self.source.give(call("chained", expires_at_s=2))
+        self.clock.advance(2)
+        self.clock.advance(0)
+        self.assertEqual(self.source.limits, [1, 1])
+        self.assertEqual((self.source.results, service.calls_failed), ([], 0))
+
+    def test_lost_results_are_counted_and_told_now_and_then(self) -> None:
+        self.source.store_result = lambda *_: fail(  # type: ignore[method-assign]
+            BrokerUnavailable("down")
+        )
+        service = self.start()
+        self.source.give(*(call("plain") for _ in range(100)))
+        self.assertEqual(service.results_lost, 100)
 
     def test_further_calls_are_taken_while_results_are_being_stored(self) -> None:
         stored: list[Deferred[bool]] = []

@@ -136,6 +136,38 @@ class HubTests(SynchronousTestCase):
         self.successResultOf(drained)
         self.successResultOf(self.hub.drained())
 
+    def test_calls_past_the_pending_limit_are_refused(self) -> None:
+        self.hub = Hub(
+            caller=self.broker, pubsub=self.broker, wheel=Wheel(self.clock), pending_limit=1
+        )
+        first = self.call()
+        self.hub.call(self.owner, "too many", uri="u", args=b"", timeout_s=1)
+        self.assertEqual(self.owner.told, [("refused", "too many", QueueFull)])
+        self.broker.on_result(first, b"1")
+        self.call("again")
+        self.assertEqual(len(self.broker.calls), 2)
+
+    def test_giving_up_answers_stored_calls_and_refuses_the_others(self) -> None:
+        self.call("stored")
+        self.broker.calls[0][4](None)
+        self.call("not yet")
+        self.hub.give_up("over")
+        self.assertEqual(
+            self.owner.told,
+            [
+                ("stored", "stored"),
+                ("answered", "stored", b'{"error":{"message":"over"}}'),
+                ("refused", "not yet", BrokerUnavailable),
+            ],
+        )
+
+    def test_no_subscription_is_confirmed_while_no_events_come_in(self) -> None:
+        self.hub.subscribe(self.owner, "c", pattern=False)
+        self.broker.subscribed[0][2].callback(None)
+        self.broker.available = False
+        other = RecordingOwner()
+        self.failureResultOf(self.hub.subscribe(other, "c", pattern=False), BrokerUnavailable)
+
     def test_two_listeners_share_one_subscription(self) -> None:
         other = RecordingOwner()
         first = self.hub.subscribe(self.owner, "c", pattern=False)

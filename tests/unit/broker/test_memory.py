@@ -32,6 +32,10 @@ def test_globs_match_as_in_redis(glob: str, matching: list[str], other: list[str
         assert not glob_match(glob, name), name
 
 
+def test_no_glob_takes_more_than_its_length_times_the_names() -> None:
+    assert not glob_match("*a" * 20 + "*b", "a" * 250)
+
+
 class MemoryBrokerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
@@ -48,6 +52,13 @@ class MemoryBrokerTests(SynchronousTestCase):
         self.clock.advance(1)
         self.store("c")
         self.assertEqual(self.errors, [None, None, None])
+
+    def test_expired_calls_of_unserved_uris_are_forgotten(self) -> None:
+        for n in range(100):
+            self.broker.caller.store_call(f"u{n}", "m", b"", 1000, self.errors.append)
+        self.clock.pump([1] * 30)
+        self.assertEqual(self.broker.waiting_calls, 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_cancelled_taker_takes_nothing(self) -> None:
         callee = self.broker.callee()

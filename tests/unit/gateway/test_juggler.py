@@ -7,7 +7,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.broker.hub import Hub
 from pelotontx.broker.memory import MemoryBroker, MemoryCaller, MemoryPubSub
-from pelotontx.gateway.juggler import JugglerEndpoint, JugglerLimits, allowed_messages
+from pelotontx.errors import BrokerUnavailable
+from pelotontx.gateway.juggler import (
+    JugglerEndpoint,
+    JugglerLimits,
+    allowed_messages,
+    nack_of,
+)
 from pelotontx.net.websocket import Handshake, Refused
 from pelotontx.net.wheel import Wheel
 from pelotontx.wire import juggler
@@ -128,6 +134,16 @@ class SessionTests(SynchronousTestCase):
         sent = self.send(2, channel="c")
         pubsub.on_event("c", None, juggler.encode_event_payload(sent, b"1"))
         self.assertEqual(self.connection.types(), ["ACK", "ACK", "EVNT"])
+
+    def test_two_publications_of_one_id_get_an_ack_each(self) -> None:
+        for _ in range(2):
+            self.count = 0
+            self.send(2, channel="c")
+        self.assertEqual(self.connection.types(), ["ACK", "ACK"])
+
+    def test_why_a_broker_is_unavailable_is_not_told_to_clients(self) -> None:
+        error = BrokerUnavailable("no connection to redis://10.1.2.3:6379")
+        self.assertEqual(nack_of(error), (500, "the broker is unavailable"))
 
     def test_plain_and_matching_pattern_give_two_events(self) -> None:
         self.open(patterns=True)
