@@ -2,6 +2,7 @@
 # make test   install what the tests need, Debian packages included, and run them
 # make lint   style and types
 # make bench  the benchmarks
+# make conformance  all of Autobahn's WebSocket cases (a short form is in make test)
 # make clean  remove what the others made
 
 PORT ?= 8080
@@ -12,7 +13,8 @@ BIN := $(VENV)/bin
 .PHONY: run test test-reactors lint bench clean debian conformance
 
 $(VENV)/.installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV) || { echo "hint: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -c "import ensurepip" 2>/dev/null || tests/install-debian-packages python3-venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable . \
 		--config-settings editable_mode=compat
 	touch $@
@@ -27,7 +29,7 @@ run: $(VENV)/.installed
 		--listen tcp:$(PORT):interface=127.0.0.1
 
 debian:
-	tests/install-debian-packages
+	tests/install-debian-packages redis-server chromium nodejs
 
 test: debian $(VENV)/.tests
 	$(BIN)/python -m pytest tests/unit tests/integration
@@ -44,6 +46,9 @@ lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+conformance: $(VENV)/.tests
+	CONFORMANCE=all $(BIN)/python -m pytest tests/integration/test_conformance.py
 
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/http_hello.py

@@ -10,10 +10,17 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    gatherResults,
+    maybeDeferred,
+)
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
@@ -49,6 +56,8 @@ from pelotontx.web.app import App
 from pelotontx.web.app import Request as WebRequest
 from pelotontx.wire.http import HeadLimits
 from pelotontx.wire.juggler import NAMES
+
+_log = Logger(namespace="pelotontx")
 
 _BROKER_WAIT_S = 1.0
 
@@ -86,7 +95,7 @@ class Server(MultiService):
     def __init__(
         self,
         *,
-        on_failure: Callable[[BaseException], None] = lambda error: None,
+        on_failure: Callable[[BaseException], None],
         on_stopping: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -111,6 +120,8 @@ class Server(MultiService):
             self._started.append(phase)
             try:
                 await maybeDeferred(phase.start)
+            except CancelledError:  # stopped meanwhile
+                raise
             except Exception as error:  # whatever it is, a server that is half up is no server
                 self._on_failure(error)
                 return
@@ -138,12 +149,18 @@ def build(config: Config, *, reactor: Any, **hooks: Any) -> Server:
     Args:
         config: checked.
         reactor: everything lives on it.
-        hooks: `Server`'s.
+        hooks: `Server`'s; without `on_failure` a failed start is logged and ends the reactor.
 
     Raises:
         ConfigError: an object that a dotted name stands for is missing or of another kind.
     """
+    hooks.setdefault("on_failure", partial(_end, reactor))
     return _Builder(config, reactor).build(Server(**hooks))
+
+
+def _end(reactor: Any, error: BaseException) -> None:
+    _log.critical("The server cannot start: {error}", error=error)
+    reactor.stop()
 
 
 def open_broker(reactor: Any, url: str, config: BrokerConfig) -> Broker:
@@ -180,7 +197,7 @@ def callee_service(
         result_limit_bytes=config.rpc.result_limit_bytes,
         stop_timeout_s=config.server.drain_timeout_s,
     )
-    server = Server()
+    server = Server(on_failure=partial(_end, reactor))
     server.add(Phase("broker", start=broker.start, stop=broker.stop))
     server.add(Phase("callee", start=runner.startService, stop=runner.stopService))
     return server
@@ -252,7 +269,12 @@ class _Builder:
             url = self.valkey.url
         self.broker_url = url
         self.broker = open_broker(reactor, url, config.broker)
-        self.hub = Hub(caller=self.broker.caller, pubsub=self.broker.pubsub, wheel=self.wheel)
+        self.hub = Hub(
+            caller=self.broker.caller,
+            pubsub=self.broker.pubsub,
+            wheel=self.wheel,
+            pending_limit=config.broker.result_cap,
+        )
         self.endpoint = juggler.JugglerEndpoint(
             hub=self.hub,
             clock=reactor,
@@ -354,11 +376,10 @@ class _Builder:
         )
 
     async def _listen(self, ports: list[IListeningPort]) -> None:
-        log = Logger(namespace="pelotontx")
         for description in self.config.server.listen:
             port = await listen(self.reactor, description, self.http)
             ports.append(port)
-            log.info("Listening on {address}", address=_shown(port))
+            _log.info("Listening on {address}", address=_shown(port))
 
     def _unlisten(self, ports: list[IListeningPort]) -> Deferred[Any]:
         self.health.is_stopping = True
@@ -392,20 +413,21 @@ class _Builder:
         return app
 
     def _callee(self, index: int, config: CalleeConfig) -> IService:
-        key = f"callee[{index}].object"
+        name = f"callee[{index}]"
         if config.processes:
-            return self._callee_processes(config)
-        callee = _object(config.object, key, Callee)
-        return CalleeService(
-            callee,
+            return self._callee_processes(name, config)
+        service = CalleeService(
+            _object(config.object, f"{name}.object", Callee),
             self.broker.callee(),
             clock=self.reactor,
             concurrency=config.concurrency,
             result_limit_bytes=self.config.rpc.result_limit_bytes,
             stop_timeout_s=self.config.server.drain_timeout_s,
         )
+        self.health.add(name, lambda: (service.is_taking, {"object": config.object}))
+        return service
 
-    def _callee_processes(self, config: CalleeConfig) -> Supervisor:
+    def _callee_processes(self, name: str, config: CalleeConfig) -> Supervisor:
         supervisor = Supervisor(
             self.reactor,
             command=[
@@ -419,10 +441,17 @@ class _Builder:
                 **os.environ,
                 **as_environment(self.config),
                 "PELOTON_BROKER__URL": self.broker_url,
+                "PELOTON_LOG__FORMAT": "text",  # the supervisor reads the level off it
             },
             stop_timeout_s=self.config.server.drain_timeout_s,
         )
-        self.health.add(config.object, lambda: (not supervisor.has_failed, supervisor.state()))
+        self.health.add(
+            name,
+            lambda: (
+                not supervisor.has_failed,
+                {"object": config.object, "processes": supervisor.state()},
+            ),
+        )
         return supervisor
 
     def _watch(self) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import resource
-import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 if "twisted.internet.reactor" not in sys.modules:
@@ -32,6 +30,7 @@ from pelotontx import config as configuration
 from pelotontx import services
 from pelotontx.errors import ConfigError
 from pelotontx.flow import spare_collector
+from pelotontx.net.process import end_at_next_signal
 from pelotontx.ops.logging import observer
 
 _DEMO_CALLEE = configuration.CalleeConfig(object="pelotontx.demo.callee:callee")
@@ -52,7 +51,11 @@ class Options(usage.Options):
     )
     optParameters: ClassVar = [
         ["config", "c", None, "The configuration, a TOML file; see `peloton default-config`."],
-        ["broker", "b", None, "Overrides broker.url: embedded:, memory:, redis://, unix://"],
+        [
+            *("broker", "b", None),
+            "Overrides broker.url: embedded:, memory:, redis://, unix://. A password belongs into "
+            "the file or PELOTON_BROKER__URL: other users can read a command line.",
+        ],
     ]
     compData = usage.Completions(optActions={"config": usage.CompleteFiles("*.toml")})
 
@@ -101,7 +104,7 @@ def makeService(options: Options) -> IService:
         sys.path.insert(0, os.getcwd())
     try:
         server = services.build(
-            config, reactor=reactor, on_failure=_start_failed, on_stopping=_stop_at_once_next
+            config, reactor=reactor, on_failure=_start_failed, on_stopping=end_at_next_signal
         )
     except ConfigError as error:
         _exit(str(error))
@@ -160,15 +163,3 @@ def _exit_with_failure() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
-
-
-def _stop_at_once_next() -> None:
-    """From now on another SIGTERM or SIGINT ends the process at once, and its children with it."""
-
-    def end(number: int, frame: object) -> None:
-        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
-        os._exit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)

@@ -5,16 +5,22 @@ For `pelotontx.services`: one `Supervisor` for each command of the configuration
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from constantly import NamedConstant
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from pelotontx.net.kept import KeptProcess, ProcessState
+
+# How `pelotontx.ops.logging` begins a line: time and level.
+_LEVELLED = re.compile(r"\S+ (debug|info|warn|error|critical) +")
 
 # A command that ends this often this fast is broken: restarting it only burns the machine.
 _GIVE_UP_AFTER = 5
@@ -49,6 +55,7 @@ class Supervisor(Service):
         stop_timeout_s: float = 10.0,
     ) -> None:
         self.name = name
+        self._levels: dict[str, Any] = {}
         self._stop_timeout_s = stop_timeout_s
         self._kept = [
             KeptProcess(
@@ -85,4 +92,10 @@ class Supervisor(Service):
         return gatherResults(stops).addCallback(lambda results: None)
 
     def _log_line(self, label: str, line: str) -> None:
-        self._log.info("{label}: {line}", label=label, line=line)
+        """Logs a line of a process at the level that it names; further lines (tracebacks) too."""
+        match = _LEVELLED.match(line)
+        if match is not None:
+            self._levels[label] = LogLevel.levelWithName(match[1])
+            line = line[match.end() :]
+        level = self._levels.get(label, LogLevel.info)
+        self._log.emit(level, "{label}: {line}", label=label, line=line)

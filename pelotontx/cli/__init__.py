@@ -119,7 +119,8 @@ def _add_callee(commands: _Commands) -> None:
     parser.add_argument(
         "--broker",
         metavar="URL",
-        help="default: PELOTON_BROKER__URL, else redis://127.0.0.1:6379",
+        help="default: PELOTON_BROKER__URL, which no other user can read, else "
+        "redis://127.0.0.1:6379",
     )
     parser.add_argument(
         "--concurrency", metavar="N", type=_positive, default=64, help="calls at once (default 64)"

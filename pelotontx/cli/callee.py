@@ -15,6 +15,7 @@ from pelotontx.config import load, load_object, without_password
 from pelotontx.errors import ConfigError
 from pelotontx.flow import spare_collector
 from pelotontx.net import reactor as peloton_reactor
+from pelotontx.net.process import end_at_next_signal
 from pelotontx.ops.logging import observer
 
 # Where calls come from when nobody says: what a developer's machine has.
@@ -79,6 +80,7 @@ def _serve(reactor: Any, service: IService, name: str, url: str) -> int:
 
     service.privilegedStartService()
     reactor.callWhenRunning(start)
+    reactor.addSystemEventTrigger("before", "shutdown", end_at_next_signal)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     return status

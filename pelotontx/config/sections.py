@@ -91,9 +91,7 @@ class ServerConfig:
         "Connections of this process. Past it new ones are refused: each needs a file descriptor "
         "and memory, and those who are connected come first.",
     )
-    node: str = _key(
-        "", NAME, "This server's name in health, metrics and logs; empty: the host's name."
-    )
+    node: str = _key("", NAME, "This server's name in /health; empty: the host's name.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +124,8 @@ class BrokerConfig:
     result_cap: int = _key(
         20_000,
         Integer(0, 100_000_000),
-        "Results that may wait for one server process. Past it callees drop theirs, so that a "
-        "dead server does not fill the broker's memory; 0: no cap.",
+        "Results that may wait for one server process, and so the calls that it has in flight: "
+        "further ones are refused. A dead server does not fill the broker's memory; 0: no cap.",
     )
 
 
@@ -370,7 +368,10 @@ class LogConfig:
     """`[log]`."""
 
     level: str = _key(
-        "info", Choice(("debug", "info", "warn", "error")), "Events below this level are left out."
+        "info",
+        Choice(("debug", "info", "warn", "error")),
+        "Events below this level are left out. For `twistd --nodaemon`, which logs to standard "
+        "output; with --logfile, as a daemon and under twist, their own options hold.",
     )
     format: str = _key(
         "text", Choice(("text", "json")), "Lines for people, or one JSON object a line."

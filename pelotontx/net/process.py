@@ -405,3 +405,22 @@ class ChildProcess:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def end_at_next_signal() -> None:
+    """From now on SIGTERM or SIGINT ends this process at once, and its children with it.
+
+    For a process that is stopping in order: whoever asks a second time does not want to wait. The
+    exit status is 128 plus the signal's number.
+    """
+
+    def end(number: int, frame: object) -> None:
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children") as children:
+                for child in children.read().split():
+                    os.kill(int(child), signal.SIGKILL)
+        finally:
+            os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)

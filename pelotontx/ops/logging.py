@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from twisted.logger import (
     FileLogObserver,
@@ -11,6 +11,7 @@ from twisted.logger import (
     LogLevel,
     LogLevelFilterPredicate,
     eventAsText,
+    formatTime,
     jsonFileLogObserver,
 )
 
@@ -28,7 +29,8 @@ def observer(stream: IO[str], *, level: str, format: str) -> ILogObserver:
     Args:
         stream: usually standard output.
         level: the least that is shown: debug, info, warn or error.
-        format: ``text`` (a line an event, tracebacks below it) or ``json`` (an object a line).
+        format: ``text`` (a line an event: time, level, text; tracebacks below it) or ``json`` (an
+            object a line).
     """
     if format == "json":
         inner: ILogObserver = jsonFileLogObserver(stream, recordSeparator="")
@@ -40,6 +42,9 @@ def observer(stream: IO[str], *, level: str, format: str) -> ILogObserver:
     return FilteringLogObserver(inner, [predicate])
 
 
-def _line(event: dict[str, object]) -> str | None:
-    text = eventAsText(event, includeSystem=False)
-    return f"{text}\n" if text else None
+def _line(event: dict[str, Any]) -> str | None:
+    text = eventAsText(event, includeSystem=False, includeTimestamp=False)
+    if not text:
+        return None
+    level: Any = event.get("log_level") or LogLevel.info
+    return f"{formatTime(event['log_time'])} {level.name:5} {text}\n"

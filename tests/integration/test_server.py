@@ -104,7 +104,7 @@ class TestConfiguration:
             assert await client.call("test.echo", [1, None]) == [1, None]
             assert len(children_of(server.child.pid)) == 2  # Valkey and the callee
             _, body = await server.get("/health")
-            (process,) = json.loads(body)["pelotontx.demo.callee:callee"]
+            (process,) = json.loads(body)["callee[0]"]["processes"]
             assert process["state"] == "running"
 
     @pytest_twisted.ensureDeferred
@@ -210,6 +210,46 @@ class TestConfiguration:
         assert "already in use" in server.output
         assert "Traceback" not in server.output
 
+    @pytest_twisted.ensureDeferred
+    async def test_a_tac_server_that_cannot_listen_says_so_and_ends(self, tmp_path: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            program = Program(
+                reactor,
+                *("--python", str(ROOT / "tac" / "minimal.tac")),
+                folder=tmp_path,
+                environ={"LISTEN": f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"},
+            )
+            program.child.start()
+            await program.ended()
+        assert "already in use" in program.output
+
+    @pytest_twisted.ensureDeferred
+    async def test_lines_of_callee_processes_keep_their_level(self, tmp_path: Path) -> None:
+        (tmp_path / "loud.py").write_text(
+            "from pelotontx.backend.callee import Callee\n"
+            "callee = Callee()\n"
+            "@callee.function('f')\n"
+            "def f(args):\n"
+            "    raise ValueError('no good')\n"
+        )
+        (tmp_path / "peloton.toml").write_text(
+            '[log]\nlevel = "warn"\n[[callee]]\nobject = "loud:callee"\nprocesses = 1\n'
+        )
+        server = PelotonServer(reactor, "--config", "peloton.toml", folder=tmp_path)
+        server.child.start()
+        try:
+            client = Client(server.websocket_url, reactor=reactor)
+            await client.connect().addTimeout(20, reactor)
+            with pytest.raises(CallFailed, match="no good"):
+                await client.call("f")
+            await eventually(reactor, lambda: "builtins.ValueError: no good" in server.output)
+            assert "Listening" not in server.output
+            await client.close(abort=True)
+        finally:
+            await server.stop()
+
 
 class TestBrokerDown:
     @pytest_twisted.ensureDeferred
@@ -244,6 +284,16 @@ class TestBrokerDown:
 
 
 class TestStop:
+    @pytest_twisted.ensureDeferred
+    async def test_sigterm_while_it_starts_ends_it_quietly(self, tmp_path: Path) -> None:
+        broker = f"redis://127.0.0.1:{free_port()}"
+        server = PelotonServer(reactor, "--broker", broker, folder=tmp_path)
+        server.child.start()
+        await eventually(reactor, lambda: "no connection" in server.output, timeout_s=20)
+        server.child.signal(signal.SIGTERM)
+        await server.ended()
+        assert "Traceback" not in server.output
+
     @pytest_twisted.ensureDeferred
     async def test_sigterm_lets_calls_in_flight_end_and_closes_with_1001(
         self, tmp_path: Path

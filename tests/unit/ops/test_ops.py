@@ -65,7 +65,7 @@ class LoggingTests(SynchronousTestCase):
     def test_text_is_a_line_an_event_from_the_level_on(self) -> None:
         self.assertEqual(
             [line.split(" ", 1)[1] for line in self.log(level="info", format="text").splitlines()],
-            ["plain 2", "odd 3"],
+            ["info  plain 2", "warn  odd 3"],
         )
 
     def test_json_is_an_object_a_line(self) -> None:
