@@ -48,7 +48,7 @@ lint: $(VENV)/.tests
 	$(BIN)/mypy
 
 conformance: $(VENV)/.tests
-	CONFORMANCE=all $(BIN)/python -m pytest tests/integration/test_conformance.py
+	PELOTON_CONFORMANCE=all $(BIN)/python -m pytest tests/integration/test_conformance.py
 
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/http_hello.py

@@ -1,6 +1,6 @@
 """How long an HTTP connection may take over what it does: the clock of `net.http`, and only its.
 
-One lazy timer a connection: it is set for the earliest moment that can matter, and looks then. A
+One lazy timer a connection, which looks now and then, and when a phase may have lasted too long. A
 request that comes and goes in time costs it two attribute stores.
 """
 
@@ -12,15 +12,19 @@ from typing import Protocol as Interface
 from twisted.internet.protocol import Protocol
 
 from pelotontx.net.http_message import HTTPLimits
-from pelotontx.net.tcp import unsent_bytes
+from pelotontx.net.tcp import is_gone, unsent_bytes
 from pelotontx.net.wheel import Timer, Wheel
 
 # What a connection waits for. HEAD: the rest of a head. IDLE: the next request. BODY: the rest of
 # a body. ANSWER: our own handler, or the peer's reading. CLOSING: the peer's last bytes.
 HEAD, IDLE, BODY, ANSWER, CLOSING = range(5)
 
+#: How often a connection is looked at while nothing is due: a peer that stopped reading, or that
+#: left when nothing was being read, is noticed this late at most.
+LOOK_S = 5.0
+
 #: While a peer does not read, how often its progress is looked at.
-PROGRESS_S = 5.0
+PROGRESS_S = 1.0
 
 
 class Owner(Interface):
@@ -72,7 +76,7 @@ class TimedConnection(Protocol):
         """Begins a phase, and watches it."""
         self.phase = phase
         self.since_s = self.owner.now()
-        self.watch(self._due(self.since_s))
+        self.watch(min(self._due(self.since_s), self.since_s + LOOK_S))
 
     def watch(self, due_s: float) -> None:
         """Looks at `due_s` or before."""
@@ -98,32 +102,38 @@ class TimedConnection(Protocol):
         if self.phase == HEAD:
             return self.since_s + limits.head_s
         if self.phase == BODY:
+            idle_s = self.received_s + limits.body_idle_s
+            if not limits.body_rate_bytes_s:
+                return idle_s
             enough_s = self.since_s + self.received / limits.body_rate_bytes_s
-            slow_s = max(self.since_s + limits.body_rate_after_s, enough_s)
-            return min(self.received_s + limits.body_idle_s, slow_s)
+            return min(idle_s, max(self.since_s + limits.body_rate_after_s, enough_s))
         if self.phase == CLOSING:
             return self.since_s + limits.linger_s
-        return now_s + limits.unread_s  # a handler takes the time it takes
+        return now_s + LOOK_S  # a handler takes the time it takes
 
     def _look(self) -> None:
         self._timer = None
         now_s = self.owner.now()
         unsent = unsent_bytes(self.transport)
-        if unsent and self._is_stuck(self.written - unsent, now_s):
+        next_s = now_s + LOOK_S
+        if unsent:
+            stuck_s = self._stuck_s(self.written - unsent, now_s)
+            next_s = min(now_s + PROGRESS_S, stuck_s)
+        else:
+            self._taken_s = None
+        if next_s <= now_s or (self.phase == ANSWER and is_gone(self.transport)):
             self.abort()
             return
-        if not unsent:
-            self._taken_s = None
         due_s = self._due(now_s)
         if due_s > now_s:
-            self.watch(min(due_s, now_s + PROGRESS_S) if unsent else due_s)
+            self.watch(min(due_s, next_s))
         elif unsent and self.phase in (IDLE, CLOSING):
-            self.watch(now_s + PROGRESS_S)  # it is not idle: it is slow
+            self.watch(next_s)  # it is not idle: it is slow
         else:
             self.expire()
 
-    def _is_stuck(self, taken: int, now_s: float) -> bool:
-        """Whether the peer has read nothing for too long."""
+    def _stuck_s(self, taken: int, now_s: float) -> float:
+        """When the peer will have read nothing for too long, if it goes on like this."""
         if self._taken_s is None or taken > self._taken:
             self._taken, self._taken_s = taken, now_s
-        return now_s - self._taken_s >= self.owner.limits.unread_s
+        return self._taken_s + self.owner.limits.unread_s

@@ -46,12 +46,14 @@ class HTTPLimits:
             was made), however it trickles: an idle timer would hold slowloris for ever. 408.
         body_limit_bytes: a body is collected before the handler runs, so it is memory. 413.
         body_idle_s: a body that stands still holds its memory for nothing. 408.
-        body_rate_bytes_s: and one that trickles does the same; 1 KiB/s is a slow modem. 408.
+        body_rate_bytes_s: and one that trickles does the same; 1 KiB/s is a slow modem. 408; with
+            0 any rate will do.
         body_rate_after_s: the rate counts from here on, so that a slow start is forgiven.
         keep_alive_s: between requests; browsers come back within this or open a new one.
         requests: a connection ends after so many, so that load is spread again now and then.
         pipelined_bytes: requests that wait for an answer in progress; past it nothing is read.
-        unread_s: a response of which the peer takes nothing for so long is aborted.
+        unread_s: a response of which the peer takes nothing for so long is aborted. At most 6 s
+            later, or 2 s if more is unread than a transport buffers at ease.
         unread_bytes: and so is one that is written past this without waiting for the peer.
         linger_s: after an error answer input is still read and dropped for so long, because a
             socket closed over unread input resets, and the peer would never see the answer.

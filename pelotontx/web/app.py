@@ -35,7 +35,7 @@ from twisted.python.failure import Failure
 
 from pelotontx.errors import LocalProtocolError, PelotonError
 from pelotontx.net import http
-from pelotontx.net.http import Response, Upgrade
+from pelotontx.net.http import BodyWriter, Headers, Response, Upgrade
 from pelotontx.wire.http import REASONS, Route, Routes
 
 #: More query arguments than any page has; each costs an object.
@@ -164,7 +164,8 @@ class App:
     """Routes, and the handlers they lead to.
 
     Args:
-        development: error pages show tracebacks. Never for the public.
+        development: error pages show tracebacks. Never for the public. It is the app that
+            handles a request which decides, not one that it includes.
     """
 
     _log = Logger()
@@ -353,7 +354,9 @@ def respond(result: Any) -> Response | Upgrade:
 
 __all__ = [
     "App",
+    "BodyWriter",
     "HTTPError",
+    "Headers",
     "Request",
     "Response",
     "Upgrade",

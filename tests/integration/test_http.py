@@ -5,70 +5,25 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import SSL4ClientEndpoint, UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from pelotontx.net.http import BodyWriter, HTTPFactory, HTTPLimits, Response, Upgrade
 from pelotontx.net.tcp import connect, listen, unsent_bytes
 from pelotontx.net.wheel import Wheel
 from pelotontx.web.app import App, Request
-
-#: Far more than anything here takes: it only ends a test that hangs.
-LIMIT_S = 30
-
-
-class Conversation(Protocol):
-    """A client that says raw bytes and waits for what comes back."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.is_over = False
-        self._waiting: list[tuple[Any, Deferred[bytes]]] = []
-
-    def say(self, data: bytes) -> None:
-        assert self.transport is not None
-        self.transport.write(data)
-
-    def until(self, end: bytes | None, count: int = 1) -> Deferred[bytes]:
-        """Everything received, once `end` came `count` times, or the connection ended (None)."""
-        waiting: Deferred[bytes] = Deferred()
-
-        def is_there() -> bool:
-            return self.is_over if end is None else self.data.count(end) >= count
-
-        self._waiting.append((is_there, waiting))
-        self._look()
-        return waiting.addTimeout(LIMIT_S, reactor)
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-        self._look()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.is_over = True
-        self._look()
-
-    def _look(self) -> None:
-        for is_there, waiting in self._waiting[:]:
-            if is_there():
-                self._waiting.remove((is_there, waiting))
-                if not waiting.called:
-                    waiting.callback(self.data)
+from tests.support.conversation import LIMIT_S, Conversation, certificate
 
 
 class Echo(Protocol):
@@ -104,14 +59,24 @@ class Site:
         self.ports.append(port)
         return port
 
+    @property
+    def number(self) -> int:
+        """The first port's."""
+        return int(self.ports[0].getHost().port)
+
     async def call(self) -> Conversation:
-        number = self.ports[0].getHost().port
-        protocol = await connect(
-            reactor, f"tcp:127.0.0.1:{number}", Factory.forProtocol(Conversation)
-        )
+        description = f"tcp:127.0.0.1:{self.number}"
+        protocol = await connect(reactor, description, Factory.forProtocol(Conversation))
         assert isinstance(protocol, Conversation)
         self.clients.append(protocol)
         return protocol
+
+    async def turns(self, client: Conversation) -> None:
+        """Has the server answer another client, after whatever it was told before."""
+        for _ in range(3):
+            seen = client.data.count(b"HTTP/1.1")
+            client.say(get("/"))
+            await client.until(b"HTTP/1.1", seen + 1)
 
     async def stop(self) -> None:
         for port in self.ports:
@@ -270,6 +235,71 @@ async def test_handler_is_cancelled_when_its_client_leaves() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_client_that_half_closes_after_its_request_gets_the_answer() -> None:
+    release: Deferred[str] = Deferred()
+    started: Deferred[None] = Deferred()
+
+    async def slow(_: Request) -> str:
+        started.callback(None)
+        return await release
+
+    async with serving() as site:
+        site.app.get(r"^/$")(lambda _: "x")
+        site.app.get(r"^/slow$")(slow)
+        half, other = await site.call(), await site.call()
+        half.say(get("/slow"))
+        half.transport.loseWriteConnection()  # type: ignore[union-attr]
+        await started.addTimeout(LIMIT_S, reactor)
+        await site.turns(other)
+        assert len(site.factory.connections) == 2
+        handles: list[socket.socket] = [
+            connection.transport.getHandle()  # type: ignore[union-attr]
+            for connection in site.factory.connections
+        ]
+        probed = [handle.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for handle in handles]
+        assert sorted(probed) == [0, 1]
+        release.callback("finished")
+        answer = await half.until(None)
+        assert b"Connection: close\r\n" in answer
+        assert answer.endswith(b"finished")
+
+
+@pytest_twisted.ensureDeferred
+async def test_half_closed_connection_without_a_request_ends() -> None:
+    async with serving() as site:
+        site.app.get(r"^/$")(lambda _: "x")
+        for said in (b"", get("/"), b"GET / HTTP/1.1\r\nHo"):
+            client = await site.call()
+            client.say(said)
+            client.transport.loseWriteConnection()  # type: ignore[union-attr]
+            answer = await client.until(None)
+            assert answer.count(b"HTTP/1.1 200 OK") == said.count(b"\r\n\r\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_stream_is_cancelled_when_a_half_closed_client_vanishes() -> None:
+    cancelled: Deferred[None] = Deferred()
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"tick"
+                await deferLater(reactor, 0)
+        except CancelledError:
+            cancelled.callback(None)
+            raise
+
+    async with serving() as site:
+        site.app.get(r"^/$")(lambda _: Response(200, body()))
+        client = await site.call()
+        client.say(get("/"))
+        client.transport.loseWriteConnection()  # type: ignore[union-attr]
+        await client.until(b"tick", 100)
+        client.transport.abortConnection()  # type: ignore[union-attr]
+        await cancelled.addTimeout(LIMIT_S, reactor)
+
+
+@pytest_twisted.ensureDeferred
 async def test_refused_upload_still_sees_its_answer() -> None:
     async with serving() as site:
         client = await site.call()
@@ -337,37 +367,18 @@ async def test_unix_socket_with_mode_and_its_own_client(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def certificate(folder: Path) -> Path:
-    """A self-signed certificate for localhost with its key, in one PEM file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    own = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = folder / "server.pem"
-    pem.write_bytes(
-        own.public_bytes(Encoding.PEM)
-        + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    return pem
-
-
 @pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 @pytest_twisted.ensureDeferred
 async def test_tls_serves_and_upgrades(tmp_path: Path) -> None:
     pem = certificate(tmp_path)
     site = Site()
-    port = await site.listen(f"ssl:0:interface=127.0.0.1:privateKey={pem}")
+    await site.listen(f"ssl:0:interface=127.0.0.1:privateKey={pem}")
     try:
         site.app.get(r"^/$")(lambda request: f"secure={request.is_secure}")
         echo = Echo()
         site.app.get(r"^/ws$")(lambda _: Upgrade(echo))
         endpoint = SSL4ClientEndpoint(
-            reactor, "127.0.0.1", port.getHost().port, CertificateOptions(verify=False)
+            reactor, "127.0.0.1", site.number, CertificateOptions(verify=False)
         )
         client = await connectProtocol(endpoint, Conversation())
         client.say(get("/"))
@@ -380,6 +391,33 @@ async def test_tls_serves_and_upgrades(tmp_path: Path) -> None:
         client.transport.loseConnection()  # type: ignore[union-attr]
         await client.until(None)
         await echo.lost.addTimeout(LIMIT_S, reactor)
+    finally:
+        await site.stop()
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+@pytest_twisted.ensureDeferred
+async def test_handler_is_cancelled_when_its_tls_client_leaves(tmp_path: Path) -> None:
+    started: Deferred[None] = Deferred()
+    cancelled: Deferred[None] = Deferred()
+
+    async def wait(_: Request) -> None:
+        started.callback(None)
+        await Deferred(lambda _: cancelled.callback(None))
+
+    site = Site()
+    await site.listen(f"ssl:0:interface=127.0.0.1:privateKey={certificate(tmp_path)}")
+    try:
+        site.app.get(r"^/$")(wait)
+        endpoint = SSL4ClientEndpoint(
+            reactor, "127.0.0.1", site.number, CertificateOptions(verify=False)
+        )
+        client = await connectProtocol(endpoint, Conversation())
+        client.say(get("/"))
+        await started.addTimeout(LIMIT_S, reactor)
+        client.transport.loseConnection()  # type: ignore[union-attr]
+        await cancelled.addTimeout(LIMIT_S, reactor)
+        await client.until(None)
     finally:
         await site.stop()
 

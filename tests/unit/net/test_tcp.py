@@ -7,40 +7,21 @@ from typing import Any
 
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.errors import ConfigError
-from pelotontx.net.tcp import CorkedReactor, UNIXServer, listen, peer_name, unsent_bytes
-
-
-class FakeReactor(Clock):
-    """Notes who wants to read and write; `dirty` is the list of the real one."""
-
-    def __init__(self, *, corking: bool = True) -> None:
-        super().__init__()
-        self.readers: set[Any] = set()
-        self.writers: set[Any] = set()
-        if corking:
-            self.dirty: list[Any] = []
-
-    def addReader(self, reader: Any) -> None:
-        self.readers.add(reader)
-
-    def addWriter(self, writer: Any) -> None:
-        self.writers.add(writer)
-
-    def removeReader(self, reader: Any) -> None:
-        self.readers.discard(reader)
-
-    def removeWriter(self, writer: Any) -> None:
-        self.writers.discard(writer)
-
-    def flush(self) -> None:
-        dirty, self.dirty = self.dirty, []
-        for transport in dirty:
-            transport.flush()
+from pelotontx.net.tcp import (
+    CorkedReactor,
+    UNIXServer,
+    is_gone,
+    listen,
+    lose_ended,
+    peer_name,
+    probe_peer,
+    unsent_bytes,
+)
+from tests.support.fake_reactor import FakeReactor
 
 
 class CountingSocket(socket.socket):
@@ -207,6 +188,29 @@ class CorkedTests(SynchronousTestCase):
         self.assertEqual(self.protocol.data, [b"hello"])
         self.peer.close()
         self.assertEqual(self.transport.doRead(), CONNECTION_DONE)
+
+    def test_peer_that_half_closed_is_not_gone(self) -> None:
+        self.peer.shutdown(socket.SHUT_WR)
+        self.assertFalse(is_gone(self.transport))
+        probe_peer(self.transport)  # nothing to do for a UNIX socket
+        self.peer.close()
+        self.assertTrue(is_gone(self.transport))
+        self.transport.connectionLost(Failure(CONNECTION_DONE))
+        self.assertFalse(is_gone(self.transport))
+        self.assertFalse(is_gone(object()))
+
+    def test_ended_connection_is_lost_at_once_if_all_was_sent(self) -> None:
+        lose_ended(self.transport)
+        self.assertEqual(len(self.protocol.lost), 1)
+        self.assertEqual(self.reactor.writers, set())
+
+    def test_ended_connection_sends_what_was_written_first(self) -> None:
+        self.transport.write(b"bye")
+        lose_ended(self.transport)
+        self.assertEqual(self.protocol.lost, [])
+        self.reactor.turn()
+        self.assertEqual(self.peer.recv(10), b"bye")
+        self.assertEqual(len(self.protocol.lost), 1)
 
     def test_text_is_refused(self) -> None:
         self.assertRaises(TypeError, self.transport.write, "text")

@@ -1,508 +1,34 @@
 import inspect
 import struct
+from itertools import pairwise
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from twisted.internet.abstract import FileDescriptor
-from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import ISSLTransport, ITCPTransport
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import alsoProvides
 
-from pelotontx.net.tcp import Corked
-from pelotontx.net.websocket import (
-    Handshake,
-    Refused,
-    ServerFactory,
-    WebSocketLimits,
-    encode_frame,
-    origin_allowed,
+from pelotontx.net.websocket import ServerFactory, WebSocketLimits, encode_frame
+from pelotontx.net.wheel import Wheel
+from tests.support.websocket_peer import (
+    BINARY,
+    CLOSE,
+    MASK,
+    PING,
+    PONG,
+    TEXT,
+    Conversation,
+    Reactor,
+    ServerTestCase,
+    Transport,
+    close_frame,
+    decode,
+    frame,
+    request,
 )
-from pelotontx.net.wheel import Timer, Wheel
-
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
-MASK = b"\x11\x22\x33\x44"
-
-FIELDS = {
-    "Host": "server.test",
-    "Upgrade": "websocket",
-    "Connection": "keep-alive, Upgrade",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",  # the example of RFC 6455, 1.3
-    "Sec-WebSocket-Protocol": "other, juggler.0",
-}
-
-
-def request(line: str = "GET /ws HTTP/1.1", **changes: str | None) -> bytes:
-    """An opening request; a field that is None is left out."""
-    fields = FIELDS | {name.replace("_", "-"): value for name, value in changes.items()}
-    lines = [line, *(f"{name}: {value}" for name, value in fields.items() if value is not None)]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-
-def frame(
-    opcode: int,
-    payload: bytes = b"",
-    *,
-    fin: bool = True,
-    rsv: int = 0,
-    mask: bytes = MASK,
-    length_bytes: int | None = None,
-) -> bytes:
-    """A client's frame; `length_bytes` 0, 2 or 8 where it is not the shortest that will do."""
-    length = len(payload)
-    if length_bytes is None:
-        length_bytes = 0 if length < 126 else 2 if length < 65536 else 8
-    short = {0: length, 2: 126, 8: 127}[length_bytes]
-    head = bytes((fin << 7 | rsv << 4 | opcode, bool(mask) << 7 | short))
-    if length_bytes:
-        head += length.to_bytes(length_bytes, "big")
-    if not mask:
-        return head + payload
-    return head + mask + bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
-
-
-def close_frame(code: int, reason: bytes = b"") -> bytes:
-    return frame(CLOSE, struct.pack("!H", code) + reason)
-
-
-def decode(data: bytes) -> list[tuple[int, bytes]]:
-    """Opcode and payload of each frame of a server."""
-    found = []
-    while data:
-        assert data[0] & 0xF0 == 0x80, "final, no extension"
-        length, start = data[1], 2
-        assert length < 128, "a server does not mask"
-        if length == 126:
-            length, start = int.from_bytes(data[2:4], "big"), 4
-        elif length == 127:
-            length, start = int.from_bytes(data[2:10], "big"), 10
-        assert len(data) >= start + length
-        found.append((data[0] & 0x0F, data[start : start + length]))
-        data = data[start + length :]
-    return found
-
-
-class Reactor:
-    """A turn of it flushes what was written."""
-
-    def __init__(self) -> None:
-        self.dirty: list[Any] = []
-
-    def removeReader(self, reader: Any) -> None: ...
-
-    removeWriter = removeReader
-
-    def turn(self) -> None:
-        dirty, self.dirty = self.dirty, []
-        for transport in dirty:
-            transport.flush()
-
-
-class Transport(Corked, FileDescriptor):
-    """A transport of `net.tcp` into memory; its kernel takes `room` bytes."""
-
-    TLS = False
-    _aborting = False
-
-    def __init__(self, reactor: Reactor) -> None:
-        super().__init__(reactor)
-        self.connected = True
-        self.socket = self
-        self.room = 1 << 30
-        self.sent = b""
-        self.is_aborted = False
-        self.no_delay = False
-
-    def getPeer(self) -> IPv4Address:
-        return IPv4Address("TCP", "192.0.2.1", 4711)
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        self.no_delay = enabled
-
-    def send(self, data: bytes) -> int:
-        if not self.room:
-            raise BlockingIOError
-        taken = data[: self.room]
-        self.room -= len(taken)
-        self.sent += taken
-        return len(taken)
-
-    def writeSomeData(self, data: bytes) -> int:
-        return self.send(bytes(data)) if self.room else 0
-
-    def startWriting(self) -> None: ...
-
-    def abortConnection(self) -> None:
-        self.is_aborted = self._aborting = True
-
-    def take(self) -> bytes:
-        """What the peer got since last time."""
-        self.reactor.turn()
-        data, self.sent = self.sent, b""
-        return data
-
-
-class RecordingWheel(Wheel):
-    """Knows which of its timers could still fire."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self.timers: list[Timer] = []
-
-    def call_later(self, *arguments: Any) -> Timer:
-        timer = super().call_later(*arguments)
-        self.timers.append(timer)
-        return timer
-
-    def pending(self) -> list[Timer]:
-        return [timer for timer in self.timers if timer.function is not None]
-
-
-class Conversation:
-    """Writes down what happens; `on_text` may do something about it."""
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.messages: list[tuple[int, bytes]] = []
-        self.ends: list[int] = []
-        self.on_text: Any = lambda payload: None
-
-    def text_received(self, payload: bytes) -> None:
-        self.messages.append((TEXT, payload))
-        self.on_text(payload)
-
-    def binary_received(self, payload: bytes) -> None:
-        self.messages.append((BINARY, payload))
-
-    def connection_lost(self, code: int) -> None:
-        self.ends.append(code)
-
-
-class ServerTestCase(SynchronousTestCase):
-    limits = WebSocketLimits(message_limit_bytes=200_000)
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.reactor = Reactor()
-        self.wheel = RecordingWheel(self.clock)
-        self.transports: list[Transport] = []
-        self.conversations: list[Conversation] = []
-        self.handshakes: list[Handshake] = []
-        self.make()
-
-    def tearDown(self) -> None:
-        for transport in self.transports:
-            if transport.connected:
-                self.lose(transport)
-        self.assertEqual(self.factory.connections, {})
-        self.assertEqual(self.wheel.pending(), [])
-        self.wheel.stop()
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def make(self, limits: WebSocketLimits | None = None, **options: Any) -> None:
-        self.factory = ServerFactory(
-            self.reactor,
-            wheel=self.wheel,
-            limits=limits or self.limits,
-            **{"accept": self.accept} | options,
-        )
-
-    def accept(self, handshake: Handshake) -> tuple[str | None, Any]:
-        self.handshakes.append(handshake)
-        if "juggler.0" not in handshake.subprotocols:
-            raise Refused(400, "juggler.0 is needed")
-        return "juggler.0", self.converse
-
-    def converse(self, connection: Any) -> Conversation:
-        self.conversations.append(Conversation(connection))
-        return self.conversations[-1]
-
-    def connect(self) -> None:
-        self.transport = Transport(self.reactor)
-        self.transports.append(self.transport)
-        self.connection = self.factory.buildProtocol(None)
-        self.connection.makeConnection(self.transport)
-
-    def open(self, limits: WebSocketLimits | None = None, more: bytes = b"") -> None:
-        if limits is not None:
-            self.make(limits)
-        self.connect()
-        self.receive(request() + more)
-        self.assertTrue(self.transport.take().startswith(b"HTTP/1.1 101 "))
-        self.conversation = self.conversations[-1]
-
-    def receive(self, *pieces: bytes) -> None:
-        """As a socket would: nothing after the end."""
-        for data in pieces:
-            if self.transport.connected and not self.transport._aborting:
-                self.connection.dataReceived(data)
-
-    def lose(self, transport: Transport | None = None, reason: Any = None) -> None:
-        transport = transport or self.transport
-        failure = Failure(reason or ConnectionDone())
-        transport.connectionLost(failure)
-        connection = next(c for c in self.factory.connections if c.transport is transport)
-        connection.connectionLost(failure)
-
-    def messages(self) -> list[tuple[int, bytes]]:
-        return self.conversation.messages
-
-    def sent(self) -> list[tuple[int, bytes]]:
-        return decode(self.transport.take())
-
-    def assertCloses(self, code: int, reason: bytes | None = None) -> None:
-        """The peer gets exactly one close frame, and nothing after it."""
-        self.assertClosesAfter([], code, reason)
-
-    def assertClosesAfter(
-        self, frames: list[tuple[int, bytes]], code: int, reason: bytes | None = None
-    ) -> None:
-        *before, (opcode, payload) = self.sent()
-        self.assertEqual((before, opcode), (frames, CLOSE))
-        self.assertEqual(int.from_bytes(payload[:2], "big"), code, payload)
-        payload[2:].decode()
-        if reason is not None:
-            self.assertEqual(payload[2:], reason)
-
-    def assertIsDropped(self) -> None:
-        """TCP ends as soon as what was written has left."""
-        self.assertTrue(self.transport.disconnecting)
-        self.assertFalse(self.transport.is_aborted)
-
-
-class HandshakeTests(ServerTestCase):
-    def answer(self, **changes: str | None) -> tuple[int, bytes]:
-        """Status and body of what an opening request gets."""
-        self.connect()
-        self.receive(request(**changes))
-        head, _, body = self.transport.take().partition(b"\r\n\r\n")
-        status = int(head.split(b" ")[1])
-        if status != 101:
-            self.assertIn(b"\r\nConnection: close\r\n", head)
-            self.assertIn(b"\r\nContent-Length: %d" % len(body), head)
-            self.assertIsDropped()
-        self.head = head
-        return status, body
-
-    def statuses(self, *fields: str, **options: Any) -> set[int]:
-        return {self.answer(**{options["name"]: value})[0] for value in fields}
-
-    def test_a_request_is_answered_with_101(self) -> None:
-        self.connect()
-        self.receive(request())
-        self.assertEqual(
-            self.transport.take(),
-            b"HTTP/1.1 101 Switching Protocols\r\n"
-            b"Server: pelotontx\r\n"
-            b"Upgrade: websocket\r\n"
-            b"Connection: Upgrade\r\n"
-            b"Sec-WebSocket-Protocol: juggler.0\r\n"
-            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
-        )
-
-    def test_no_subprotocol_is_named_when_none_is_chosen(self) -> None:
-        self.make(accept=lambda handshake: (None, self.converse))
-        self.assertEqual(self.answer(Sec_WebSocket_Protocol=None), (101, b""))
-        self.assertNotIn(b"Sec-WebSocket-Protocol", self.head)
-
-    def test_extensions_are_declined(self) -> None:
-        self.answer(Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits")
-        self.assertNotIn(b"Sec-WebSocket-Extensions", self.head)
-
-    def test_accept_is_told_fields_offers_and_peer(self) -> None:
-        self.answer(Cookie="a=\xc3\x85 juggler-allowed-messages: call", X_One="1")
-        handshake = self.handshakes[0]
-        self.assertEqual(handshake.subprotocols, ["other", "juggler.0"])
-        self.assertEqual(handshake.peer, "tcp4:192.0.2.1:4711")
-        self.assertEqual(handshake.headers["x-one"], "1")
-        # U+0085 is the end of a line to str.splitlines, but not in HTTP
-        self.assertNotIn("juggler-allowed-messages", handshake.headers)
-
-    def test_refusal_of_accept_is_its_status(self) -> None:
-        answer = self.answer(Sec_WebSocket_Protocol=None)
-        self.assertEqual(answer, (400, b"400 juggler.0 is needed\n"))
-        self.assertEqual(self.conversations, [])
-
-    def test_same_origin_is_let_in_and_another_gets_403(self) -> None:
-        self.assertEqual(self.answer(Origin="http://server.test")[0], 101)
-        for origin in ("http://evil.test", "http://server.test.evil.test", "null", "file://", "x"):
-            self.assertEqual(self.answer(Origin=origin)[0], 403, origin)
-
-    def test_secure_server_refuses_the_insecure_page_of_its_own_name(self) -> None:
-        for scheme, status in (("http", 403), ("https", 101)):
-            self.connect()
-            alsoProvides(self.transport, ISSLTransport)
-            self.receive(request(Origin=f"{scheme}://server.test"))
-            self.assertTrue(self.transport.take().startswith(b"HTTP/1.1 %d " % status))
-
-    def test_another_version_is_426_with_ours(self) -> None:
-        for version in ("8", "0", "+13", "1_3", "13, 8", "", None):
-            self.assertEqual(self.answer(Sec_WebSocket_Version=version)[0], 426, version)
-            self.assertIn(b"\r\nSec-WebSocket-Version: 13\r\n", self.head)
-
-    def test_malformed_requests_are_400(self) -> None:
-        key = FIELDS["Sec-WebSocket-Key"]
-        for changes in (
-            {"line": "POST /ws HTTP/1.1"},
-            {"line": "GET /ws HTTP/1.0"},
-            {"line": "GET /ws"},
-            {"line": ""},
-            {"Host": None},
-            {"host": "second.test"},
-            {"Upgrade": None},
-            {"Upgrade": "h2c"},
-            {"Connection": "close"},
-            {"Sec_WebSocket_Key": None},
-            {"Sec_WebSocket_Key": "short=="},
-            {"Sec_WebSocket_Key": key[:-1]},
-            {"Sec_WebSocket_Key": "*" + key[1:]},
-            {"sec_websocket_key": key},
-            {"Sec_WebSocket_Protocol": "juggler.0, juggler.0"},
-            {"Origin": "http://server.test", "origin": "http://server.test"},
-        ):
-            self.assertEqual(self.answer(**changes)[0], 400, changes)
-        self.assertEqual(self.handshakes, [])
-
-    def test_what_is_not_a_head_is_dropped_when_it_is_too_long(self) -> None:
-        self.connect()
-        self.receive(b"x" * 10_000)
-        self.assertEqual(self.transport.take(), b"")
-        self.receive(b"x" * 10_000)
-        self.assertTrue(self.transport.take().startswith(b"HTTP/1.1 431 "))
-        self.assertIsDropped()
-
-    def test_a_request_in_pieces_is_put_together(self) -> None:
-        self.connect()
-        data = request() + frame(TEXT, b"hello")
-        self.receive(*(data[n : n + 1] for n in range(len(data))))
-        self.assertEqual(self.conversations[0].messages, [(TEXT, b"hello")])
-
-    def test_messages_behind_the_request_are_not_lost(self) -> None:
-        self.open(more=frame(TEXT, b"one") + frame(PING, b"p") + frame(TEXT, b"two"))
-        self.assertEqual(self.messages(), [(TEXT, b"one"), (TEXT, b"two")])
-
-    def test_an_accept_that_fails_is_500_and_logged(self) -> None:
-        self.make(accept=lambda handshake: {}["secret"])
-        self.assertEqual(self.answer(), (500, b"500 internal error\n"))
-        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
-
-    def test_a_subprotocol_that_was_not_offered_is_our_fault(self) -> None:
-        self.make(accept=lambda handshake: ("unheard-of", self.converse))
-        self.assertEqual(self.answer()[0], 500)
-        self.assertEqual(len(self.flushLoggedErrors()), 1)
-
-    def test_a_conversation_that_cannot_begin_is_1011_and_logged(self) -> None:
-        self.make(accept=lambda handshake: (None, lambda connection: 1 // 0))
-        self.connect()
-        self.receive(request() + frame(TEXT, b"hello"))
-        self.transport.sent = self.transport.take().partition(b"\r\n\r\n")[2]
-        self.assertCloses(1011)
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-
-    def test_handshake_that_takes_too_long_is_dropped(self) -> None:
-        self.connect()
-        self.receive(request()[:-1])
-        self.clock.advance(4.9)
-        self.assertFalse(self.transport.is_aborted)
-        self.clock.advance(0.3)
-        self.assertTrue(self.transport.is_aborted)
-        self.lose(reason=ConnectionAborted())
-
-    def test_refused_peer_that_does_not_read_is_dropped(self) -> None:
-        self.connect()
-        self.transport.room = 0
-        self.receive(request(Origin="http://evil.test"))
-        self.clock.advance(2.2)
-        self.assertTrue(self.transport.is_aborted)
-
-    def test_nothing_is_read_after_a_refusal(self) -> None:
-        self.answer(Origin="http://evil.test")
-        self.receive(request(), b"x" * 100_000)
-        self.assertEqual((self.transport.take(), self.connection.data), (b"", b""))
-
-    def test_small_messages_do_not_wait_for_others(self) -> None:
-        self.transport = Transport(self.reactor)
-        alsoProvides(self.transport, ITCPTransport)
-        self.transports.append(self.transport)
-        self.factory.buildProtocol(None).makeConnection(self.transport)
-        self.assertTrue(self.transport.no_delay)
-
-    @given(st.binary(max_size=60), st.integers(0, 300), st.integers(0, 60))
-    @settings(max_examples=300, deadline=None)
-    def test_no_request_whatever_raises(self, junk: bytes, place: int, removed: int) -> None:
-        data = request(Origin="http://server.test")
-        self.connect()
-        self.receive(data[:place] + junk + data[place + removed :])
-
-
-class OriginTests(SynchronousTestCase):
-    def assertAllowed(self, origin: str | None, host: str, *allowed: str) -> None:
-        self.assertTrue(origin_allowed(origin, host, allowed), (origin, host))
-
-    def assertRefused(self, origin: str | None, host: str, *allowed: str) -> None:
-        self.assertFalse(origin_allowed(origin, host, allowed), (origin, host))
-
-    def test_same_host_and_port(self) -> None:
-        for origin, host in (
-            ("http://a.test", "a.test"),
-            ("http://a.test", "a.test:80"),
-            ("http://a.test:80", "a.test"),
-            ("https://a.test", "a.test"),
-            ("https://a.test", "a.test:443"),
-            ("https://a.test:8443", "a.test:8443"),
-            ("http://A.Test", "a.test"),
-            ("http://a.test", "A.TEST"),
-            ("http://[::1]:8080", "[::1]:8080"),
-            ("http://[2001:DB8::1]", "[2001:db8::1]"),
-            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
-        ):
-            self.assertAllowed(origin, host)
-
-    def test_anything_else_is_refused(self) -> None:
-        for origin, host in (
-            ("http://b.test", "a.test"),
-            ("http://a.test.evil.test", "a.test"),
-            ("http://evil-a.test", "a.test"),
-            ("http://a.test@evil.test", "a.test"),
-            ("http://evil.test/a.test", "a.test"),
-            ("http://evil.test\\@a.test", "a.test"),
-            ("http://a.test/path", "a.test"),
-            ("http://a.test", "a.test:8080"),
-            ("http://a.test:8080", "a.test"),
-            ("https://a.test", "a.test:80"),
-            ("http://[::1]", "[::2]"),
-            ("http://[::1", "[::1]"),
-            ("http://a.test:x", "a.test"),
-            ("http://a.test", "a.test:x"),
-            ("http://a.test", ""),
-            ("http://", ""),
-            ("ftp://a.test", "a.test"),
-            ("null", "null"),
-            ("nonsense", "nonsense"),
-        ):
-            self.assertRefused(origin, host)
-
-    def test_no_origin_is_no_browser(self) -> None:
-        self.assertAllowed(None, "a.test")
-
-    def test_allow_list_is_exact(self) -> None:
-        allowed = ("https://b.test", "http://c.test:8080", "capacitor://localhost")
-        for origin in ("https://b.test", "https://B.test:443", *allowed[1:]):
-            self.assertAllowed(origin, "a.test", *allowed)
-        for origin in ("http://b.test", "https://b.test:8443", "https://x.b.test", "capacitor://x"):
-            self.assertRefused(origin, "a.test", *allowed)
-
-    def test_null_is_never_allowed(self) -> None:
-        self.assertAllowed("http://b.test", "a.test", "*")
-        for null in ("null", "NULL"):
-            self.assertRefused(null, "a.test", "*", "null")
 
 
 class MessageTests(ServerTestCase):
@@ -816,13 +342,16 @@ class PingTests(ServerTestCase):
         self.open()
 
     def wait_for_ping(self) -> bytes:
-        self.clock.pump([0.1] * 302)  # 25 s, a fifth more, one tick
-        [(opcode, payload)] = self.sent()
-        self.assertEqual(opcode, PING)
-        return payload
+        """Lets time pass, at most 25 s and a fifth, until the peer gets one."""
+        for _ in range(302):
+            self.clock.advance(0.1)
+            if frames := self.sent():
+                [(opcode, payload)] = frames
+                self.assertEqual(opcode, PING)
+                return payload
+        raise AssertionError("no ping")
 
     def test_a_silent_peer_is_dropped_and_told_as_1006(self) -> None:
-        self.connection.autoPingInterval = 25
         self.wait_for_ping()
         self.clock.advance(10.2)
         self.assertTrue(self.transport.is_aborted)
@@ -865,8 +394,7 @@ class SlowConsumerTests(ServerTestCase):
         self.assertEqual(self.factory.slow_consumers, 0)
         self.fill(50)
         self.assertEqual(self.factory.slow_consumers, 1)
-        self.transport.room = 1 << 30
-        self.transport.doWrite()
+        self.transport.drain()
         reason = b"slow consumer: more than 1000000 bytes unread"
         self.assertClosesAfter([(BINARY, b"x" * 9_996)] * 100, 4008, reason)
 
@@ -881,8 +409,7 @@ class SlowConsumerTests(ServerTestCase):
         for _ in range(5):
             self.fill(99)
             self.reactor.turn()
-            self.transport.room = 1 << 30
-            self.transport.doWrite()
+            self.transport.drain()
             self.transport.room = 0
         self.assertEqual(len(self.sent()), 495)
         self.assertEqual(self.factory.slow_consumers, 0)
@@ -971,12 +498,11 @@ class OptionTests(SynchronousTestCase):
 
     def test_connections_share_nothing_that_changes(self) -> None:
         shared = vars(type(self.connection))
-        mutable = {
-            name
-            for name, value in shared.items()
-            if isinstance(value, list | dict | set | bytearray) and name not in type(self).ELSEWHERE
-        }
-        self.assertEqual(mutable, {"allowedOriginsPatterns"} & mutable)
+        immutable = int | float | str | bytes | tuple | staticmethod | None
+        mutable = {name for name, value in shared.items() if not isinstance(value, immutable)}
+        statistics = {"trafficStats", "send_queue"}  # the latter stays empty
+        options = set(self.connection.CONFIG_ATTRS)
+        self.assertEqual({name for name in mutable - options if "__" not in name}, statistics)
 
     def test_an_option_that_autobahn_does_not_take_is_noticed(self) -> None:
         class Deaf(ServerFactory):
@@ -986,6 +512,14 @@ class OptionTests(SynchronousTestCase):
         with self.assertRaises(RuntimeError) as caught:
             Deaf(Reactor(), wheel=Wheel(Clock()), accept=lambda _: (None, Conversation))
         self.assertIn("failByDrop", str(caught.exception))
+
+
+class PatientTransport(Transport):
+    """Sends what was written before it aborts: Autobahn aborts behind some of its close frames."""
+
+    def abortConnection(self) -> None:
+        self.flush()
+        super().abortConnection()
 
 
 class Stock(WebSocketServerProtocol):
@@ -1011,7 +545,7 @@ def stock_protocol(reactor: Reactor, limit: int) -> Stock:
     )
     protocol = Stock()
     protocol.factory = factory
-    protocol.makeConnection(Transport(reactor))
+    protocol.makeConnection(PatientTransport(reactor))
     protocol.dataReceived(request(Sec_WebSocket_Protocol=None))
     protocol.transport.take()
     return protocol
@@ -1088,11 +622,5 @@ class EquivalenceTests(ServerTestCase):
     ) -> None:
         stream = b"".join(sequence)
         places = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
-        pieces = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
-        ours, stock = self.outcome(pieces), self.stock_outcome(pieces)
-        self.assertEqual(ours[0], stock[0])
-        self.assertEqual([f[:1] + (f[1][:2],) for f in ours[1]], self.until_close(stock[1]))
-
-    def until_close(self, sent: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-        """Autobahn writes no more than one close frame either; reasons are not compared."""
-        return [(opcode, payload[:2]) for opcode, payload in sent]
+        pieces = [stream[start:end] for start, end in pairwise(places)]
+        self.assertEqual(self.outcome(pieces), self.stock_outcome(pieces))

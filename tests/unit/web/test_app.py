@@ -210,6 +210,61 @@ class ErrorTests(AppCase):
         self.assertIn("RuntimeError: <secret>", error["traceback"])
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 4)
 
+    def test_frames_of_the_handler_are_shown_however_it_failed(self) -> None:
+        self.app.development = True
+        started: Deferred[None] = Deferred()
+
+        def broken(_: object) -> None:
+            raise RuntimeError("secret")
+
+        @self.app.get(r"^/plain$")
+        def plain(request: Request) -> None:
+            broken(request)
+
+        @self.app.get(r"^/coroutine$")
+        async def coroutine(request: Request) -> None:
+            await started
+            broken(request)
+
+        @self.app.get(r"^/deferred$")
+        def deferred(_: Request) -> Deferred[None]:
+            return started.addCallback(broken)
+
+        plain_page = self.ask("GET", "/plain")
+        waiting = [self.app.handle(request("GET", path)) for path in ("/coroutine", "/deferred")]
+        started.callback(None)
+        for answer in (plain_page, *map(self.successResultOf, waiting)):
+            self.assertEqual(answer.status, 500)
+            self.assertIn(b"in broken", answer.body)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
+
+    def test_app_that_handles_decides_on_tracebacks_not_the_included_one(self) -> None:
+        for outer_shows in (False, True):
+            inner = App(development=not outer_shows)
+            self.app = App(development=outer_shows)
+            self.app.include(inner)
+
+            @inner.get(r"^/$")
+            def plain(_: Request) -> None:
+                raise RuntimeError("secret")
+
+            @inner.get(r"^/later$")
+            async def later(_: Request) -> None:
+                raise RuntimeError("secret")
+
+            for path in ("/", "/later"):
+                for accept in ("text/html", "application/json"):
+                    answer = self.ask("GET", path, {"Accept": accept})
+                    self.assertEqual(answer.status, 500)
+                    self.assertEqual(b"secret" in bytes(answer.body), outer_shows)  # type: ignore[arg-type]
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 8)
+
+    def test_expected_errors_show_no_traceback_in_development(self) -> None:
+        self.app.development = True
+        self.raising(HTTPError(409, "Taken."))
+        for path in ("/", "/later", "/nowhere"):
+            self.assertNotIn(b"Traceback", bytes(self.ask("GET", path).body))  # type: ignore[arg-type]
+
     def test_refused_header_is_a_500_and_logged(self) -> None:
         self.app.get(r"^/$")(lambda request: text("", headers={"X": request.argument("x")}))
         self.assertEqual(self.ask("GET", "/?x=a%0d%0ab:c").status, 500)
