@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet import reactor
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 
@@ -51,18 +50,19 @@ def _exception(event: LogEvent) -> Any:
 @pytest.fixture(autouse=True)
 def logged() -> Iterator[LoggedErrors]:
     """Fails the test on what it logged and did not flush, and on what it left in the reactor."""
+    from twisted.internet import reactor  # not before pytest-twisted has chosen one
+
     errors = LoggedErrors()
     globalLogPublisher.addObserver(errors)
-    readers = _readers()
+    readers = _readers(reactor)
     yield errors
     gc.collect()  # an unhandled failure in a Deferred shows now
     globalLogPublisher.removeObserver(errors)
     assert not errors.texts(), "\n".join(errors.texts())
     assert [str(call) for call in reactor.getDelayedCalls()] == []  # type: ignore[attr-defined]
-    assert {str(reader) for reader in _readers() - readers} == set()
+    assert {str(reader) for reader in _readers(reactor) - readers} == set()
 
 
-def _readers() -> set[Any]:
+def _readers(reactor: Any) -> set[Any]:
     """What is read from, apart from the reactor's own pipes."""
-    ours: Any = reactor
-    return set(ours.getReaders()) - set(ours._internalReaders)
+    return set(reactor.getReaders()) - set(reactor._internalReaders)
