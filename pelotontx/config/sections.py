@@ -205,7 +205,7 @@ class HttpConfig:
         "16KiB",
         Size("1KiB", "16MiB"),
         "Bytes of pipelined requests that may wait behind one that is being answered. Past it "
-        "the connection closes after the answer.",
+        "nothing more is read until the answer is made.",
     )
 
 

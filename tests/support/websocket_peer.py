@@ -5,6 +5,7 @@ Frames are made and read here by hand, so that nothing of ours judges itself.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
