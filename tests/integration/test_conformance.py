@@ -6,19 +6,16 @@ Groups 1 to 7 and 10 always; with ``PELOTON_CONFORMANCE=all`` also 9 (large mess
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
 
-import kosoku
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.threads import deferToThread
 
 from pelotontx.net.process import ChildProcess
 from tests.support.servers import eventually
@@ -29,8 +26,6 @@ DEFLATE = ["12.*", "13.*"]
 
 #: What RFC 6455 leaves open: a close behind much data, and close codes above 4999.
 INFORMATIONAL = {"7.1.6", "7.13.1", "7.13.2"}
-
-AT_ONCE = 16
 
 slow = pytest.mark.skipif(
     os.environ.get("PELOTON_CONFORMANCE") != "all", reason="PELOTON_CONFORMANCE=all is not set"
@@ -58,36 +53,34 @@ async def address() -> AsyncIterator[str]:
     await child.stop(timeout_s=5)
 
 
-async def run(address: str, cases: list[str]) -> list[Any]:
+async def run(address: str, cases: list[str]) -> list[dict[str, str]]:
     """The results of all these cases."""
-    return await deferToThread(asyncio.run, _run(address, cases))
+    lines: list[str] = []
+    child = ChildProcess(
+        reactor,
+        [sys.executable, "-m", "tests.support.fuzzing", address, *cases],
+        name="fuzzing",
+        on_line=lines.append,
+        death_signal=signal.SIGKILL,
+    )
+    child.start()
+    status = await child.exited
+    assert status.code == 0, "\n".join(lines)
+    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-async def _run(address: str, cases: list[str]) -> list[Any]:
-    try:
-        return list(await kosoku.run_fuzzingclient(address, cases, concurrency=AT_ONCE))
-    except kosoku.FailureError as failure:
-        return list(failure.results)
-
-
-def verdict(result: Any) -> str:
-    """Of the messages, and of the closing handshake if it is another one."""
-    values = (result.behavior.value, result.behavior_close.value)
-    return " and ".join(dict.fromkeys(values))
-
-
-def offenders(results: list[Any], *accepted: str) -> dict[str, str]:
+def offenders(results: list[dict[str, str]], *accepted: str) -> dict[str, str]:
     """The cases that are not as they should be, each with its verdict and the reason."""
     return {
-        result.case_id: f"{verdict(result)}: {result.result} {result.result_close}"
+        result["case"]: f"{result['verdict']}: {result['reason']}"
         for result in results
-        if verdict(result) not in accepted
-        and not (verdict(result) == "INFORMATIONAL" and result.case_id in INFORMATIONAL)
+        if result["verdict"] not in accepted
+        and not (result["verdict"] == "INFORMATIONAL" and result["case"] in INFORMATIONAL)
     }
 
 
-def counts(results: list[Any]) -> dict[str, int]:
-    return dict(Counter(map(verdict, results)))
+def counts(results: list[dict[str, str]]) -> dict[str, int]:
+    return dict(Counter(result["verdict"] for result in results))
 
 
 @pytest_twisted.ensureDeferred
@@ -106,7 +99,6 @@ async def test_large_messages_pass_strictly(address: str) -> None:
 
 
 @slow
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # kosoku's
 @pytest_twisted.ensureDeferred
 async def test_deflate_is_declined_and_nothing_worse(address: str) -> None:
     results = await run(address, DEFLATE)
