@@ -65,7 +65,7 @@ async def run(address: str, cases: list[str]) -> list[dict[str, str]]:
     )
     child.start()
     status = await child.exited
-    assert status.code == 0, "\n".join(lines)
+    assert status.code == 0, (status, lines[-5:])
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 

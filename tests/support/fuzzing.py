@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -40,3 +41,6 @@ if __name__ == "__main__":
             ),
             flush=True,
         )
+    # Not by way of the interpreter's end: kosoku's threads may still be running Python then, and
+    # abort the process.
+    os._exit(0)
