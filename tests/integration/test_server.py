@@ -96,6 +96,14 @@ class TestConfiguration:
             assert await client.call("shop.total", {"apple": 2, "pear": 1}) == 105
 
     @pytest_twisted.ensureDeferred
+    async def test_what_make_run_starts_serves_page_and_functions(self, tmp_path: Path) -> None:
+        config = ROOT / "examples" / "demo" / "peloton.toml"
+        async with PelotonServer(reactor, "--config", str(config), folder=tmp_path) as server:
+            assert (await server.get("/"))[0] == 200
+            client = await server.client()
+            assert await client.call("test.reverse", "hello") == "olleh"
+
+    @pytest_twisted.ensureDeferred
     async def test_callees_run_in_processes_of_their_own(self, tmp_path: Path) -> None:
         (tmp_path / "peloton.toml").write_text(DEMO_IN_A_PROCESS)
         async with PelotonServer(reactor, "--config", "peloton.toml", folder=tmp_path) as server:
