@@ -180,16 +180,21 @@ export interface SubscriptionDetail {
   pattern: boolean;
 }
 
+/** What listeners get: an Event with a `detail`. */
+export interface DetailEvent<T> extends Event {
+  readonly detail: T;
+}
+
 export interface Events {
   /** The state changed. */
-  state: CustomEvent<StateDetail>;
+  state: DetailEvent<StateDetail>;
   /** After a reconnection the server sends a channel's events again; those in between are missed. */
-  resubscribed: CustomEvent<SubscriptionDetail>;
+  resubscribed: DetailEvent<SubscriptionDetail>;
   /**
    * After a reconnection the server refused a channel for good: the subscription is over. With 429
    * and from 500 on it is tried again.
    */
-  refused: CustomEvent<SubscriptionDetail & { error: Refused }>;
+  refused: DetailEvent<SubscriptionDetail & { error: Refused }>;
 }
 
 /**

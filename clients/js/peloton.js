@@ -419,7 +419,8 @@ export class Peloton extends EventTarget {
   }
 
   #dispatch(name, detail) {
-    this.dispatchEvent(new CustomEvent(name, { detail }));
+    // Not a CustomEvent, which Node 18 does not have.
+    this.dispatchEvent(Object.assign(new Event(name), { detail }));
   }
 
   #refuseIfClosed() {

@@ -1,6 +1,10 @@
 /** A clock, a WebSocket and a server's answers, all moved by hand. */
 
+import { webcrypto } from "node:crypto";
 import { Peloton } from "../peloton.js";
+
+// Node 18, which Debian 12 has, keeps it out of the globals; browsers and later Nodes have it there.
+globalThis.crypto ??= webcrypto;
 
 /** Time passes only when `advance` is called. */
 export class FakeClock {
