@@ -161,7 +161,7 @@ class RecordingWheel(Wheel):
         return timer
 
     def pending(self) -> list[Timer]:
-        return [timer for timer in self.timers if timer.function is not None]
+        return [timer for timer in self.timers if timer.is_pending]
 
 
 class Conversation:

@@ -30,6 +30,22 @@ class WheelTests(SynchronousTestCase):
         self.clock.advance(2)
         self.assertEqual(self.fired, [])
 
+    def test_cancelled_timers_are_forgotten_at_once(self) -> None:
+        kept = self.wheel.call_later(60, self.fired.append, "kept")
+        for _ in range(1000):
+            self.wheel.call_later(60, self.fired.append, "x").cancel()
+        self.assertEqual(len(self.wheel), 1)
+        kept.cancel()
+        kept.cancel()
+        self.assertEqual(len(self.wheel), 0)
+
+    def test_a_timer_may_cancel_another_of_its_tick(self) -> None:
+        self.wheel.call_later(1, lambda: second.cancel())
+        second = self.wheel.call_later(1, self.fired.append, "second")
+        third = self.wheel.call_later(1, lambda: third.cancel())
+        self.clock.advance(2)
+        self.assertEqual(self.fired, [])
+
     def test_an_earlier_timer_moves_the_wakeup_forward(self) -> None:
         self.wheel.call_later(60, self.fired.append, "late")
         self.wheel.call_later(1, self.fired.append, "soon")
