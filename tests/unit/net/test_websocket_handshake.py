@@ -1,5 +1,3 @@
-from typing import Any
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionAborted
@@ -32,9 +30,6 @@ class HandshakeTests(ServerTestCase):
             self.assertIsDropped()
         self.head = head
         return status, body
-
-    def statuses(self, *fields: str, **options: Any) -> set[int]:
-        return {self.answer(**{options["name"]: value})[0] for value in fields}
 
     def test_a_request_is_answered_with_101(self) -> None:
         self.connect()
