@@ -146,7 +146,10 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         super().connectionLost(reason)
         waiting, self._waiting = self._waiting, deque()
         for on_reply in waiting:
-            on_reply(BrokerUnavailable("the connection to Redis is lost"))
+            try:
+                on_reply(BrokerUnavailable("the connection to Redis is lost"))
+            except Exception:  # the others must be told all the same
+                self._log.failure("The loss of a connection could not be handled")
         self.lost.happen(None)
 
 
@@ -207,7 +210,7 @@ class RedisAddress:
     ``redis://[[user]:password@]host[:port][/db]`` or ``unix:///path/of.sock[?db=N]``
 
     Raises:
-        ConfigError: for any other URL; the text shows no password.
+        ConfigError: for any other URL; the text does not show it.
     """
 
     def __init__(self, url: str) -> None:
@@ -220,13 +223,13 @@ class RedisAddress:
             self.port = parts.port or 6379
             if parts.scheme == "redis":
                 self.db = int(parts.path.strip("/") or 0)
-            elif parts.scheme == "unix" and parts.path:
+            elif parts.scheme == "unix" and parts.path.startswith("/"):
                 self.path = unquote(parts.path)
                 self.db = int(parse_qs(parts.query).get("db", ["0"])[0])
             else:
                 raise ValueError("redis://[[user]:password@]host[:port][/db] or unix:///path")
         except ValueError as error:
-            raise ConfigError("broker URL", f"{redacted(url)!r} is not usable: {error}") from None
+            raise ConfigError("broker URL", f"not usable: {error}") from None  # may hold a password
 
     def endpoint(self, reactor: Any, *, timeout_s: float) -> IStreamClientEndpoint:
         """The endpoint to connect to."""
@@ -238,15 +241,6 @@ class RedisAddress:
 
     def __str__(self) -> str:
         return f"unix://{self.path}" if self.path else f"redis://{self.host}:{self.port}"
-
-
-def redacted(url: str) -> str:
-    """The URL without its password, for logs and errors."""
-    head, separator, tail = url.partition("://")
-    credentials, at, rest = tail.rpartition("@")
-    if not at:
-        return url
-    return f"{head}{separator}{credentials.partition(':')[0]}:***@{rest}"
 
 
 class RedisLink:

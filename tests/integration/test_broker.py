@@ -489,6 +489,21 @@ class TestFaults:
         await served.healed(node)
 
     @pytest_twisted.ensureDeferred
+    async def test_what_a_hung_broker_does_not_read_is_bounded(self, served: World) -> None:
+        assert served.server is not None
+        node = await served.node()
+        served.server.freeze()
+        told: list[str] = []
+        payload = b'"' + b"x" * (1 << 20) + b'"'
+        for _ in range(60):
+            done = node.hub.publish("c", "m", payload)
+            done.addErrback(lambda failure: told.append(str(failure.value)))
+        assert told == ["Redis does not keep up"] * len(told)
+        assert 20 <= len(told) <= 30  # 32 MiB wait here, the kernel may hold some more
+        served.server.thaw()
+        await served.healed(node)
+
+    @pytest_twisted.ensureDeferred
     async def test_results_of_a_foreign_callee_are_checked(self, served: World) -> None:
         assert served.server is not None
         node, source, peer = await served.node(), await served.source(), Peer()

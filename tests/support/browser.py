@@ -7,10 +7,7 @@ thread that made them: there is one such thread, and `on_browser_thread` runs th
 from __future__ import annotations
 
 import http.client
-import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
+
+from tests.support.servers import free_port, system_binary
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,22 +52,12 @@ def on_browser_thread(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def _missing(what: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed")
-
-
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A headless Chromium with a fresh profile: a `playwright.sync_api.Browser`."""
-    path = shutil.which("chromium")
-    if path is None:
-        _missing("chromium")
-    try:
-        from playwright.sync_api import expect, sync_playwright
-    except ImportError:
-        _missing("playwright")
+    from playwright.sync_api import expect, sync_playwright
+
+    path = system_binary("chromium")
     expect.set_options(timeout=_ACTION_TIMEOUT_MS)
     starting, playwright = sync_playwright(), None
     try:
@@ -80,13 +69,6 @@ def chromium() -> Iterator[Any]:
     finally:
         if playwright is not None:
             on_browser_thread(playwright.stop)()
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def server_command(port: int) -> list[str]:
