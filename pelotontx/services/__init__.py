@@ -1,0 +1,7 @@
+"""From a configuration to services: what a server is made of, how it starts and how it stops."""
+
+from pelotontx.services.brokers import open_broker
+from pelotontx.services.build import build, callee_service
+from pelotontx.services.phases import Phase, Server
+
+__all__ = ["Phase", "Server", "build", "callee_service", "open_broker"]
