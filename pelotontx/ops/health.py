@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorTime
 
 from pelotontx.web.app import App, Request, Response, json
+
+_NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 class Health:
@@ -17,6 +19,9 @@ class Health:
     Args:
         clock: for the uptime.
         version: of the server, for the report.
+
+    Attributes:
+        is_stopping: set by the server when its stop begins.
     """
 
     def __init__(self, clock: IReactorTime, *, version: str) -> None:
@@ -44,12 +49,26 @@ class Health:
 
 
 def routes(path: str, health: Health) -> App:
-    """``GET path``: 200 when all is well, 503 when not, the report either way."""
+    """What balancers and people ask.
+
+    ``GET path``: 200 when all is well, 503 when not, the report either way. ``path/ready``: the
+    same status, and of the report ``status`` alone. ``path/live``: 200 whenever it is answered.
+    """
     app = App()
+    pattern = re.escape(path.rstrip("/"))
 
     @app.get(f"^{re.escape(path)}$")
     def show(request: Request) -> Response:
         is_well, report = health.report()
-        return json(report, 200 if is_well else 503, {"Cache-Control": "no-store"})
+        return json(report, 200 if is_well else 503, _NO_STORE)
+
+    @app.get(f"^{pattern}/ready$")
+    def ready(request: Request) -> Response:
+        is_well, report = health.report()
+        return json({"status": report["status"]}, 200 if is_well else 503, _NO_STORE)
+
+    @app.get(f"^{pattern}/live$")
+    def live(request: Request) -> Response:
+        return json({"status": "ok"}, 200, _NO_STORE)
 
     return app

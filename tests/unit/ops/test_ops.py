@@ -6,9 +6,10 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from pelotontx.ops.health import Health
+from pelotontx.net.http import Response
+from pelotontx.ops.health import Health, routes
 from pelotontx.ops.logging import observer
-from pelotontx.ops.metrics import Metrics
+from tests.unit.web.test_app import request
 
 
 class HealthTests(SynchronousTestCase):
@@ -38,19 +39,39 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual(self.health.report()[1]["status"], "stopping")
 
 
-class MetricsTests(SynchronousTestCase):
-    def test_values_are_read_at_each_scrape(self) -> None:
-        metrics, value = Metrics(), [1.0]
-        metrics.gauge("things", "How many.", lambda: value[0])
-        metrics.counter("done", "So far.", lambda: 3)
-        metrics.counters("messages", "By type.", "type", lambda: {"CALL": 2})
-        page = metrics.page().decode()
-        self.assertIn("peloton_things 1.0\n", page)
-        self.assertIn("peloton_done_total 3.0\n", page)
-        self.assertIn('peloton_messages_total{type="CALL"} 2.0\n', page)
-        self.assertIn("process_open_fds", page)
-        value[0] = 5
-        self.assertIn("peloton_things 5.0\n", metrics.page().decode())
+class HealthRoutesTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.is_well = True
+        self.health = Health(Clock(), version="1")
+        self.health.add("broker", lambda: (self.is_well, {"available": self.is_well}))
+
+    def ask(self, target: str, *, path: str = "/health") -> tuple[int, dict[str, Any]]:
+        response = routes(path, self.health).handle(request("GET", target))
+        assert isinstance(response, Response)
+        self.assertEqual(response.headers.get("Cache-Control"), "no-store")
+        body: dict[str, Any] = json.loads(response.body)
+        return response.status, body
+
+    def test_a_server_that_is_well_is_live_and_ready(self) -> None:
+        self.assertEqual(self.ask("/health/live"), (200, {"status": "ok"}))
+        self.assertEqual(self.ask("/health/ready"), (200, {"status": "ok"}))
+        status, report = self.ask("/health")
+        self.assertEqual((status, report["broker"]), (200, {"available": True}))
+
+    def test_without_its_broker_it_is_live_and_not_ready(self) -> None:
+        self.is_well = False
+        self.assertEqual(self.ask("/health/live"), (200, {"status": "ok"}))
+        self.assertEqual(self.ask("/health/ready"), (503, {"status": "unavailable"}))
+        self.assertEqual(self.ask("/health")[0], 503)
+
+    def test_a_stopping_server_is_live_and_not_ready(self) -> None:
+        self.health.is_stopping = True
+        self.assertEqual(self.ask("/health/live")[0], 200)
+        self.assertEqual(self.ask("/health/ready"), (503, {"status": "stopping"}))
+
+    def test_a_path_may_end_in_a_slash(self) -> None:
+        self.assertEqual(self.ask("/", path="/")[0], 200)
+        self.assertEqual(self.ask("/live", path="/")[0], 200)
 
 
 class LoggingTests(SynchronousTestCase):
