@@ -12,6 +12,7 @@ PelotonError
 ├── CallError
 │   ├── CallExpired(uri)              its time is over and no result came
 │   └── CallFailed(payload)           the callee answered with an error
+│       └── InvalidArguments(message) the function was not run: its arguments are wrong
 ├── Disconnected(reason, close_code)  no connection; what was in flight may or may not have happened
 └── SlowConsumer(limit_bytes)         a peer does not read what it is sent
 """
@@ -125,6 +126,16 @@ class CallFailed(CallError):
     def __init__(self, payload: dict[str, Any]) -> None:
         super().__init__(str(payload.get("message", payload)))
         self.payload = payload
+
+
+class InvalidArguments(CallFailed):
+    """The call's args are not what the function takes; a caller sees code 400.
+
+    Raised by callees for what type hints cannot say, too: the caller's fault is not logged.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__({"message": message, "code": 400})
 
 
 class Disconnected(PelotonError):

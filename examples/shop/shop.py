@@ -19,7 +19,7 @@ def price_page(request: Request, name: str) -> dict[str, int]:
     return {name: PRICES[name]}
 
 
-@callee.function("shop.price")
+@callee.function("shop.price", inline=True)
 def price(name: str) -> int:
     return PRICES[name]
 

@@ -25,13 +25,14 @@ BROKER_VARIABLE = "PELOTON_BROKER__URL"
 _log = Logger()
 
 
-def run(name: str, *, broker_url: str | None, concurrency: int) -> int:
+def run(name: str, *, broker_url: str | None, concurrency: int, threads: int) -> int:
     """Serves the callee called `name` until SIGTERM or SIGINT.
 
     Args:
         name: ``module:object`` of a `pelotontx.backend.callee.Callee`.
         broker_url: where calls come from; None: what the environment or `BROKER` says.
-        concurrency: how many functions run at once.
+        concurrency: how many calls are taken and run at a time.
+        threads: how many plain functions run at once.
 
     Returns:
         the exit status.
@@ -55,7 +56,9 @@ def run(name: str, *, broker_url: str | None, concurrency: int) -> int:
         callee = load_object(name, "MODULE:OBJECT")
         if not isinstance(callee, Callee):
             raise ConfigError("MODULE:OBJECT", f'"{name}" is not a pelotontx.backend.callee.Callee')
-        service = callee_service(callee, config, concurrency=concurrency, reactor=reactor)
+        service = callee_service(
+            callee, config, concurrency=concurrency, threads=threads, reactor=reactor
+        )
     except ConfigError as error:
         print(f"peloton callee: {error}", file=sys.stderr)
         return 1

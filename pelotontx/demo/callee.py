@@ -17,13 +17,13 @@ DELAY_LIMIT_MS: Final = 600_000
 callee = Callee()
 
 
-@callee.function("test.echo")
+@callee.function("test.echo", inline=True)
 def echo(args: Any) -> Any:
     """Returns what it got, any JSON."""
     return args
 
 
-@callee.function("test.reverse")
+@callee.function("test.reverse", inline=True)
 def reverse(args: Any) -> str:
     """Returns a string's code points in reverse order.
 

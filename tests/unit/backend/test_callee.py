@@ -1,66 +1,29 @@
 import json
+import re
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.defer import Deferred, succeed
 
-from pelotontx.backend.callee import Callee, CalleeService
-from pelotontx.broker.interface import IncomingCall
-from pelotontx.errors import BrokerUnavailable, CallFailed, LocalProtocolError
-
-
-class RecordingSource:
-    """A broker's callee side that hands out calls when the test says so."""
-
-    available = True
-
-    def __init__(self) -> None:
-        self.waiting: Deferred[list[IncomingCall]] | None = None
-        self.limits: list[int] = []
-        self.results: list[tuple[str, Any]] = []
-        self.is_down = False
-        self.stopped = False
-
-    def start(self) -> None: ...
-
-    def stop(self) -> Deferred[None]:
-        self.stopped = True
-        done: Deferred[None] = Deferred()
-        done.callback(None)
-        return done
-
-    def take_calls(self, uris: Any, limit: int) -> Deferred[list[IncomingCall]]:
-        self.limits.append(limit)
-        if self.is_down:
-            return fail(BrokerUnavailable("down"))
-        self.waiting = Deferred()
-        return self.waiting
-
-    def give(self, *calls: IncomingCall) -> None:
-        waiting, self.waiting = self.waiting, None
-        assert waiting is not None
-        waiting.callback(list(calls))
-
-    def store_result(self, call: IncomingCall, args: bytes) -> Deferred[bool]:
-        self.results.append((call.msg_uuid, json.loads(args)))
-        stored: Deferred[bool] = Deferred()
-        stored.callback(True)
-        return stored
+from pelotontx.errors import (
+    BrokerUnavailable,
+    CallExpired,
+    CallFailed,
+    LocalProtocolError,
+    QueueFull,
+)
+from tests.unit.backend.callee_case import CalleeCase, call
 
 
-def call(uri: str, name: str = "m", args: bytes = b"1", expires_at_s: float = 10) -> IncomingCall:
-    return IncomingCall(uri, "c", name, args, expires_at_s)
+class ReactorCase(CalleeCase):
+    """Functions of every kind that runs in the reactor's thread."""
 
-
-class CalleeTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.clock = Clock()
-        self.source = RecordingSource()
-        self.callee = Callee()
+        super().setUp()
         self.gate: Deferred[str] = Deferred()
 
-        @self.callee.function("plain")
+        @self.callee.function("plain", inline=True)
         def plain(args: Any) -> Any:
             return [args]
 
@@ -72,23 +35,20 @@ class CalleeTests(SynchronousTestCase):
         def deferred(args: Any) -> Deferred[str]:
             return self.gate
 
-        @self.callee.function("raises")
+        @self.callee.function("raises", inline=True)
         def raises(args: Any) -> None:
             raise ValueError("no good")
 
-        @self.callee.function("says no")
+        @self.callee.function("says no", inline=True)
         def says_no(args: Any) -> None:
             raise CallFailed({"message": "no", "code": 7})
 
-        @self.callee.function("silent")
+        @self.callee.function("silent", inline=True)
         def silent(args: Any) -> None:
             raise KeyError
 
-    def start(self, **options: Any) -> CalleeService:
-        service = CalleeService(self.callee, self.source, clock=self.clock, **options)
-        service.startService()
-        return service
 
+class CalleeTests(ReactorCase):
     def test_plain_coroutine_and_deferred_functions_answer(self) -> None:
         self.start()
         self.source.give(call("plain", "a"), call("coroutine", "b"), call("deferred", "d"))
@@ -119,11 +79,11 @@ class CalleeTests(SynchronousTestCase):
         self.assertEqual(self.source.results, [("m", {"error": {"message": "no", "code": 7}})])
 
     def test_a_failure_that_cannot_be_encoded_is_an_error_all_the_same(self) -> None:
-        @self.callee.function("odd")
+        @self.callee.function("odd", inline=True)
         def odd(args: Any) -> None:
             raise CallFailed({"message": object()})
 
-        @self.callee.function("half a character")
+        @self.callee.function("half a character", inline=True)
         def half(args: Any) -> None:
             raise ValueError("\ud800")
 
@@ -139,28 +99,32 @@ class CalleeTests(SynchronousTestCase):
         )
         self.flushLoggedErrors()
 
-    def test_a_function_that_exits_is_a_failure_and_the_callee_goes_on(self) -> None:
-        @self.callee.function("exits")
-        def exits(args: Any) -> None:
-            raise SystemExit(3)
+    def test_a_function_that_ends_everything_is_a_failure_and_the_callee_goes_on(self) -> None:
+        def end(kind: type[BaseException], args: Any) -> None:
+            raise kind("3")
 
-        @self.callee.function("exits later")
-        async def exits_later(args: Any) -> None:
-            raise SystemExit(4)
+        async def end_later(kind: type[BaseException], args: Any) -> None:
+            raise kind("4")
 
+        for kind in (SystemExit, KeyboardInterrupt, GeneratorExit):
+            self.callee.function(f"now {kind}", inline=True)(partial(end, kind))
+            self.callee.function(f"later {kind}")(partial(end_later, kind))
         service = self.start()
-        self.source.give(call("exits", "a"), call("exits later", "b"))
-        self.source.give(call("plain", "c"))
-        self.assertEqual(
-            self.source.results,
-            [
-                ("a", {"error": {"message": "3"}}),
-                ("b", {"error": {"message": "4"}}),
-                ("c", [1]),
-            ],
-        )
+        for uri in tuple(self.callee.functions)[-6:]:
+            self.source.give(call(uri, uri))
+        answers = [result["error"]["message"] for _, result in self.source.results]
+        self.assertEqual(answers, ["3", "4"] * 3)
         self.assertTrue(service.is_taking)
-        self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 2)
+        logged = self.flushLoggedErrors(SystemExit, KeyboardInterrupt, GeneratorExit)
+        self.assertEqual((len(logged), service.calls_failed), (6, 6))
+
+    def test_a_call_that_another_program_put_on_the_wrong_list_ends_nothing(self) -> None:
+        service = self.start()
+        self.source.give(call("nobody's", "a"), call("plain", "b"))
+        self.assertEqual(self.source.results[1:], [("b", [1])])
+        self.assertIn("error", self.source.results[0][1])
+        self.assertTrue(service.is_taking)
+        self.flushLoggedErrors(KeyError)
 
     def test_a_timeout_of_the_functions_own_is_its_failure(self) -> None:
         @self.callee.function("impatient")
@@ -175,50 +139,21 @@ class CalleeTests(SynchronousTestCase):
         self.flushLoggedErrors()
 
     def test_a_deferred_that_waits_for_another_ends_at_its_deadline_too(self) -> None:
-        self.callee.function("chained")(
+        self.callee.function("chained", inline=True)(
             lambda args: succeed(None).addCallback(lambda _: Deferred())
         )
         service = self.start(concurrency=1)
         self.source.give(call("chained", expires_at_s=2))
-        self.clock.advance(2)
-        self.clock.advance(0)
+        self.clock.pump([2, 0.1, 0])
         self.assertEqual(self.source.limits, [1, 1])
         self.assertEqual((self.source.results, service.calls_failed), ([], 0))
-
-    def test_lost_results_are_counted_and_told_now_and_then(self) -> None:
-        self.source.store_result = lambda *_: fail(  # type: ignore[method-assign]
-            BrokerUnavailable("down")
-        )
-        service = self.start()
-        self.source.give(*(call("plain") for _ in range(100)))
-        self.assertEqual(service.results_lost, 100)
-
-    def test_further_calls_are_taken_while_results_are_being_stored(self) -> None:
-        stored: list[Deferred[bool]] = []
-
-        def store_result(call: IncomingCall, args: bytes) -> Deferred[bool]:
-            stored.append(Deferred())
-            return stored[-1]
-
-        self.source.store_result = store_result  # type: ignore[method-assign]
-        service = self.start(concurrency=1)
-        for _ in range(512):
-            self.source.give(call("plain"))
-        self.assertEqual(len(self.source.limits), 512)  # the bound: no room until one is stored
-        stored[0].callback(True)
-        self.clock.advance(0)
-        self.assertEqual(self.source.limits[512:], [1])
-        stopped = service.stopService()
-        self.assertNoResult(stopped)
-        for result in stored[1:]:
-            result.callback(True)
-        self.clock.advance(0)
-        self.successResultOf(stopped)
+        self.assertEqual(service.calls_expired, 1)
 
     def test_an_expired_call_is_not_run(self) -> None:
         service = self.start()
         self.source.give(call("plain", expires_at_s=0))
         self.assertEqual((self.source.results, service.calls_run), ([], 0))
+        self.assertEqual(service.calls_expired, 1)
 
     def test_a_function_is_cancelled_when_its_time_is_over(self) -> None:
         cancelled: list[Any] = []
@@ -240,7 +175,7 @@ class CalleeTests(SynchronousTestCase):
         self.assertEqual(self.source.limits, [2, 1, 2])
 
     def test_a_result_that_is_too_long_or_not_json_is_an_error(self) -> None:
-        self.callee.function("odd")(lambda args: object())
+        self.callee.function("odd", inline=True)(lambda args: object())
         self.start(result_limit_bytes=10)
         self.source.give(call("plain", "a", b'"0123456789"'), call("odd", "b"))
         errors = dict(self.source.results)
@@ -249,8 +184,9 @@ class CalleeTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
 
     def test_it_tries_on_while_the_broker_is_down(self) -> None:
-        self.source.is_down = True
         self.start()
+        self.source.is_down = True
+        self.source.give()
         self.clock.pump([0.1] * 50)
         self.assertGreater(len(self.source.limits), 3)
         self.source.is_down = False
@@ -276,11 +212,140 @@ class CalleeTests(SynchronousTestCase):
         stopped = service.stopService()
         self.clock.advance(2)
         self.successResultOf(stopped)
-        self.assertEqual(self.source.results, [])
+        self.assertEqual((self.source.results, service.calls_failed), ([], 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_what_does_not_end_when_it_is_cancelled_does_not_hold_up_the_stop(self) -> None:
+        @self.callee.function("stubborn")
+        async def stubborn(args: Any) -> None:
+            while True:
+                try:
+                    await Deferred()
+                except BaseException:
+                    if self.gate.called:
+                        raise
+
+        service = self.start(stop_timeout_s=1)
+        self.source.give(call("stubborn", expires_at_s=60))
+        stopped = service.stopService()
+        self.clock.advance(1)
+        self.assertNoResult(stopped)
+        self.clock.advance(1)
+        self.successResultOf(stopped)
+        self.assertTrue(self.source.stopped)
+        self.assertEqual((service.calls_running, self.clock.getDelayedCalls()), (1, []))
+        self.gate.callback("")
 
     def test_a_uri_can_be_registered_once(self) -> None:
         for uri in ("plain", ""):
             with self.assertRaises(LocalProtocolError):
                 self.callee.function(uri)
                 self.callee.function(uri)(print)
+
+
+class ResultTests(ReactorCase):
+    """Results on their way to the broker."""
+
+    def test_a_result_that_finds_no_broker_is_stored_when_it_is_back(self) -> None:
+        service = self.start()
+        self.source.refuses = BrokerUnavailable("not connected yet")
+        self.source.give(call("plain", "a"), call("plain", "b"))
+        self.assertEqual((self.source.results, self.source.attempts), ([], ["a", "b"]))
+        self.clock.advance(0.03)
+        self.source.refuses = None
+        self.clock.advance(0.1)
+        self.assertEqual(self.source.results, [("a", [1]), ("b", [1])])
+        self.assertEqual(service.results_lost, 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_what_waits_is_stored_as_soon_as_another_result_is(self) -> None:
+        self.start()
+        self.source.refuses = BrokerUnavailable("down")
+        self.source.give(call("plain", "a", expires_at_s=1000))
+        self.clock.pump([0.1] * 100)  # the wait has become long
+        self.source.refuses = None
+        self.source.give(call("plain", "b", expires_at_s=1000))
+        self.clock.advance(0)
+        self.assertEqual(self.source.results, [("b", [1]), ("a", [1])])
+
+    def test_attempts_become_rare_and_end_when_nobody_waits_any_more(self) -> None:
+        service = self.start()
+        self.source.refuses = BrokerUnavailable("down")
+        self.source.give(*(call("plain", str(n), expires_at_s=20) for n in range(100)))
+        self.clock.pump([0.01] * 1900)
+        self.assertEqual(service.results_lost, 0)
+        self.assertLess(len(self.source.attempts), 60 * 100)
+        self.clock.pump([0.1] * 30)
+        self.assertEqual(service.results_lost, 100)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_full_list_loses_results_at_once(self) -> None:
+        service = self.start()
+        self.source.refuses = QueueFull("plain")
+        self.source.give(*(call("plain") for _ in range(100)))
+        self.assertEqual((service.results_lost, len(self.source.attempts)), (100, 100))
+
+    def test_a_result_that_nobody_waits_for_is_an_expired_call(self) -> None:
+        service = self.start()
+        self.source.refuses = CallExpired("plain")
+        self.source.give(call("plain"))
+        self.clock.advance(1)
+        self.assertEqual((service.calls_expired, service.results_lost), (1, 0))
+        self.assertEqual(len(self.source.attempts), 1)
+
+    def test_further_calls_are_taken_while_results_are_being_stored(self) -> None:
+        service = self.start(concurrency=1)
+        self.source.unanswered = unanswered = []
+        for _ in range(512):
+            self.source.give(call("plain"))
+        self.assertEqual(len(self.source.limits), 512)  # the bound: no room until one is stored
+        unanswered[0](None)
+        self.clock.advance(0)
+        self.assertEqual(self.source.limits[512:], [1])
+        stopped = service.stopService()
+        self.assertNoResult(stopped)
+        for stored in unanswered[1:]:
+            stored(None)
+        self.clock.advance(0)
+        self.successResultOf(stopped)
+
+    def test_stop_stores_what_the_broker_takes_in_time(self) -> None:
+        service = self.start(stop_timeout_s=5)
+        self.source.refuses = BrokerUnavailable("down")
+        self.source.give(call("plain", "a"))
+        stopped = service.stopService()
+        self.clock.pump([0.1] * 30)
+        self.assertNoResult(stopped)
+        self.source.refuses = None
+        self.clock.pump([0.1] * 20)
+        self.successResultOf(stopped)
+        self.assertEqual((self.source.results, service.results_lost), ([("a", [1])], 0))
+
+    def test_stop_gives_up_what_the_broker_does_not_take_in_time(self) -> None:
+        service = self.start(stop_timeout_s=5)
+        self.source.refuses = BrokerUnavailable("down")
+        self.source.give(call("plain", "a", expires_at_s=60), call("plain", "b", expires_at_s=60))
+        stopped = service.stopService()
+        self.clock.pump([0.1] * 55)
+        self.successResultOf(stopped)
+        self.assertEqual(service.results_lost, 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class DocumentationTests(CalleeCase):
+    def test_the_calls_of_the_documentation_are_answered_as_it_says(self) -> None:
+        text = (Path(__file__).parents[3] / "docs" / "callees.md").read_text()
+        [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        names: dict[str, Any] = {"__name__": "shop"}
+        exec(code, names)
+        self.callee = names["callee"]
+        rows = re.findall(r"^\| `(\S+)` \| `(.*)` \| `(.*)` \|$", text, re.MULTILINE)
+        self.start()
+        for number, (uri, args, _) in enumerate(rows):
+            side = self.sources[self.callee.functions[uri].in_thread]
+            side.give(call(uri, str(number), args.encode()))
+            self.clock.until(lambda side=side, number=number: str(number) in dict(side.results))
+        results = dict(self.sources[0].results + self.sources[1].results)
+        for number, (uri, _, answer) in enumerate(rows):
+            self.assertEqual((uri, results[str(number)]), (uri, json.loads(answer)))
+        self.assertEqual({uri for uri, _, _ in rows}, set(self.callee.functions))
