@@ -1,16 +1,20 @@
 """The `peloton` command: one subcommand each module of this package, imported when it is asked for.
 
-Exit statuses: 0 done, 1 failed, 2 a command line that is not understood, 130 interrupted.
+Exit statuses: 0 done, 1 failed, 2 a command line that is not understood (`load`: also no
+connection), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from pelotontx import __version__
+from pelotontx.cli.load import options as load_options
 from pelotontx.config import parse_duration
+from pelotontx.errors import LocalProtocolError
 
 _URL: Final = "ws://127.0.0.1:8080/ws"
 
@@ -43,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_call(commands)
     _add_client(commands)
     _add_callee(commands)
+    _add_load(commands)
     _add_configuration(commands)
     return parser
 
@@ -125,13 +130,42 @@ def _add_callee(commands: _Commands) -> None:
     parser.add_argument(
         "--concurrency", metavar="N", type=_positive, default=64, help="calls at once (default 64)"
     )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=_positive,
+        default=8,
+        help="threads for plain functions, which may block (default 8)",
+    )
     parser.set_defaults(run=_callee)
 
 
 def _callee(options: argparse.Namespace) -> int:
     from pelotontx.cli import callee
 
-    return callee.run(options.object, broker_url=options.broker, concurrency=options.concurrency)
+    return callee.run(
+        options.object,
+        broker_url=options.broker,
+        concurrency=options.concurrency,
+        threads=options.threads,
+    )
+
+
+def _add_load(commands: _Commands) -> None:
+    parser = commands.add_parser("load", help="put a server under load and count every answer")
+    load_options.add_arguments(parser)
+    parser.set_defaults(run=_load)
+
+
+def _load(options: argparse.Namespace) -> int:
+    from pelotontx.cli.load import command
+
+    try:
+        plan = load_options.plan_from(options)
+    except LocalProtocolError as error:
+        print(f"peloton load: {error}", file=sys.stderr)
+        return 2
+    return command.run(plan)
 
 
 def _add_configuration(commands: _Commands) -> None:

@@ -7,6 +7,7 @@ gets.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from websockets.frames import apply_mask  # type: ignore[attr-defined]
 from zope.interface import implementer
 
 from pelotontx.errors import Disconnected, LocalProtocolError, SlowConsumer
@@ -49,6 +51,7 @@ from pelotontx.net.wheel import Timer, Wheel
 _HEAD_LIMIT_BYTES: Final = 16 * 1024
 _NO_CODE: Final = 1005
 _ABNORMAL: Final = 1006
+_TEXT_FINAL: Final = 0x81
 
 _has_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 _is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
@@ -100,6 +103,7 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
     log = _Silent()
     factory: ConnectionFactory
     transport: Any
+    data: bytes
     message_data: list[bytes]
     _log = Logger()
 
@@ -130,7 +134,8 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
             if self._unsent_bytes + len(message) > limit_bytes:
                 raise SlowConsumer(limit_bytes)
             self._unsent_bytes += len(message)
-        self.sendFrame(opcode=1, payload=message)
+        # Not Autobahn's `sendFrame`: it masks and frames five times as slowly.
+        self.transport.write(_text_frame(message))
 
     def close(self, code: int = 1000, reason: str = "") -> Deferred[None]:
         """Closes with a closing handshake, bounded in time; no message is delivered after this.
@@ -199,6 +204,47 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
         self._paused = False
 
     # Called by Autobahn.
+
+    def processData(self) -> bool:
+        """Handles frames at the head of `data`; tells whether there may be more of them.
+
+        Plain ones, nearly all, in one loop; anything else is Autobahn's.
+        """
+        if self.state == self.STATE_OPEN and self.current_frame is None and not self.inside_message:
+            self.data = self._receive_whole_texts(self.data)
+            if not self.data:
+                return False
+        more: bool = super().processData()
+        return more
+
+    def _receive_whole_texts(self, data: bytes) -> bytes:
+        """Delivers the complete, unfragmented texts at the head of `data`; returns the rest."""
+        position, end = 0, len(data)
+        limit = self.factory.options.limit_bytes
+        while end - position >= 4 and data[position] == _TEXT_FINAL:
+            length, start = data[position + 1], position + 2
+            if length == 126:
+                length, start = data[position + 2] << 8 | data[position + 3], position + 4
+                if length < 126:
+                    break
+            elif length > 126:  # masked, or of 64 KiB and more
+                break
+            stop = start + length
+            if stop > end or length > limit:
+                break
+            message = data[start:stop]
+            if not message.isascii():
+                try:
+                    message.decode()
+                except UnicodeDecodeError:
+                    break
+            position = stop
+            self._deliver(message)
+            if self.state != self.STATE_OPEN:
+                break
+        if position and self.autoPingTimeoutCall is not None:
+            self._cancelAutoPingTimeoutCall()  # whoever sends is alive
+        return data[position:] if position else data
 
     def onConnecting(self, transport_details: object) -> ConnectingRequest:
         factory = self.factory
@@ -275,6 +321,19 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
             code = _NO_CODE if self.remoteCloseCode is None else self.remoteCloseCode
             return Disconnected(self.remoteCloseReason or "closed by the server", code)
         return Disconnected(str(self.wasNotCleanReason), _ABNORMAL)
+
+
+def _text_frame(message: bytes) -> bytes:
+    """One final, masked frame (RFC 6455, 5.2 and 5.3)."""
+    length = len(message)
+    if length < 126:
+        head = bytes((_TEXT_FINAL, 0x80 | length))
+    elif length < 65536:
+        head = bytes((_TEXT_FINAL, 0x80 | 126, length >> 8, length & 0xFF))
+    else:
+        head = bytes((_TEXT_FINAL, 0x80 | 127)) + length.to_bytes(8, "big")
+    mask = os.urandom(4)
+    return b"%b%b%b" % (head, mask, apply_mask(message, mask))
 
 
 class ConnectionFactory(WebSocketClientFactory):  # type: ignore[misc]

@@ -172,6 +172,37 @@ class OpenTests(ConnectionTestCase):
         self.connection.send(b"hi")
         self.assertEqual(frames(self.transport.value()), [(1, b"hi")])
 
+    def test_messages_of_every_length_are_sent_whole(self):
+        for length in (0, 1, 125, 126, 65535):
+            self.transport.clear()
+            self.connection.send(b"x" * length)
+            self.assertEqual(frames(self.transport.value()), [(1, b"x" * length)])
+        self.transport.clear()
+        self.connection.send(b"x" * 65536)
+        self.assertEqual(self.transport.value()[:10], b"\x81\xff" + (65536).to_bytes(8, "big"))
+
+    def test_every_split_of_what_was_read_gives_the_same_messages(self):
+        messages = [b"a", "ü".encode(), b"x" * 125, b"y" * 126, b"", b"z" * 300]
+        data = b"".join(frame(1, message) for message in messages)
+        data = data[:3] + frame(9, b"ping") + data[3:]
+        for split in range(len(data) + 1):
+            self.connection.dataReceived(data[:split])
+            self.connection.dataReceived(data[split:])
+            self.assertEqual(self.messages, messages)
+            self.messages.clear()
+
+    def test_text_that_is_not_utf8_closes_with_1007(self):
+        self.connection.dataReceived(frame(1, b"a") + frame(1, b"\xff\xff"))
+        self.assertEqual(self.messages, [b"a"])
+        self.assertEqual(frames(self.transport.value())[0][1][:2], struct.pack("!H", 1007))
+
+    def test_nothing_is_delivered_behind_a_close(self):
+        self.factory.on_message = lambda message: self.connection.close()
+        self.connection.dataReceived(frame(1, b"a"))
+        self.factory.on_message = self.messages.append
+        self.connection.dataReceived(frame(1, b"b"))
+        self.assertEqual(self.messages, [])
+
     def test_message_in_fragments_is_delivered_whole(self):
         self.connection.dataReceived(frame(1, b"a", fin=False) + frame(0, b"b", fin=False))
         self.connection.dataReceived(frame(0, b"c"))
