@@ -49,6 +49,14 @@ class Listener(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """Something like a histogram."""
+
+    def observe(self, value: float, /) -> None:
+        """One more value."""
+        ...
+
+
 class PendingCall:
     """A call that waits for its result; `request` is whatever its owner knows it by."""
 
@@ -105,6 +113,13 @@ class Hub:
         wheel: for deadlines.
         pending_limit: calls that wait for a result; past it a call is refused, so that results
             never outnumber what the broker keeps for us. 0 = any number.
+
+    Attributes:
+        calls_stored, calls_refused, calls_expired: by the broker; without a result in time.
+        results_delivered, results_late: to whoever called; after its time or its owner was gone.
+        events_published, events_received, events_delivered: to the broker; from it; to listeners.
+        payloads_failed: results and events of other programs that cannot be passed on.
+        fan_out: told of the number of listeners that each event reached, if anybody wants to know.
     """
 
     _log = Logger()
@@ -120,6 +135,16 @@ class Hub:
         self._pending: dict[str, PendingCall] = {}
         self._topics: dict[tuple[str, bool], _Topic] = {}
         self._drained: list[Deferred[None]] = []
+        self.calls_stored = 0
+        self.calls_refused = 0
+        self.calls_expired = 0
+        self.results_delivered = 0
+        self.results_late = 0
+        self.events_published = 0
+        self.events_received = 0
+        self.events_delivered = 0
+        self.payloads_failed = 0
+        self.fan_out: Observer | None = None
         caller.on_result = self._result
         pubsub.on_event = self._event
 
@@ -199,38 +224,50 @@ class Hub:
         if call.is_stored or not call.is_pending:
             return
         if error is None:
-            call.is_stored = True
-            call.owner.call_stored(call)
+            self._is_stored(call)
         else:
-            self.forget(call)
-            call.owner.call_refused(call, error)
+            self._refuse(call, error)
+
+    def _is_stored(self, call: PendingCall) -> None:
+        call.is_stored = True
+        self.calls_stored += 1
+        call.owner.call_stored(call)
+
+    def _refuse(self, call: PendingCall, error: BrokerError) -> None:
+        self.forget(call)
+        self.calls_refused += 1
+        call.owner.call_refused(call, error)
 
     def _result(self, msg_uuid: str, args: bytes) -> None:
         call = self._pending.get(msg_uuid)
         if call is None:
+            self.results_late += 1
             return
         # A fast callee's result may overtake the broker's word that the call is stored.
         if not call.is_stored:
-            call.is_stored = True
-            call.owner.call_stored(call)
+            self._is_stored(call)
         self.forget(call)
+        self.results_delivered += 1
         try:
             juggler.check_json(args)
         except RemoteProtocolError as error:  # another program's
+            self.payloads_failed += 1
             args = juggler.encode_error(f"the result cannot be sent: {error}")
         call.owner.call_answered(call, args)
 
     def _expire(self, call: PendingCall) -> None:
+        if not call.is_stored:
+            self._refuse(call, BrokerUnavailable("the broker did not answer in time"))
+            return
         self.forget(call)
-        if call.is_stored:
-            call.owner.call_expired(call)
-        else:
-            call.owner.call_refused(call, BrokerUnavailable("the broker did not answer in time"))
+        self.calls_expired += 1
+        call.owner.call_expired(call)
 
     # Events
 
     def publish(self, channel: str, msg_uuid: str, args: bytes) -> Deferred[None]:
         """Fires when the broker took the event; fails with `BrokerError`."""
+        self.events_published += 1
         return self._pubsub.publish(channel, juggler.encode_event_payload(msg_uuid, args))
 
     def subscribe(self, listener: Listener, channel: str, *, pattern: bool) -> Deferred[None]:
@@ -291,14 +328,20 @@ class Hub:
             topic = self._topics.get((pattern, True))
         if topic is None:
             return
+        self.events_received += 1
         try:
             decoded = juggler.decode_event_payload(payload)
             juggler.check_json(decoded.args)
         except RemoteProtocolError as error:
+            self.payloads_failed += 1
             self._log.warn(
                 "An event on {channel} was dropped: {error}", channel=channel, error=error
             )
             return
         event = Event(channel, pattern, decoded.msg_uuid, bytes(decoded.args))
-        for listener in tuple(topic.listeners):
+        listeners = tuple(topic.listeners)
+        self.events_delivered += len(listeners)
+        if self.fan_out is not None:
+            self.fan_out.observe(len(listeners))
+        for listener in listeners:
             listener.event(event)

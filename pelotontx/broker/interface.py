@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 from twisted.internet.defer import Deferred
 
-from pelotontx.errors import BrokerError
+from pelotontx.errors import BrokerError, CallExpired
 
 
 class IncomingCall(msgspec.Struct, frozen=True, gc=False):
@@ -30,6 +30,7 @@ class IncomingCall(msgspec.Struct, frozen=True, gc=False):
         msg_uuid: names the call; copied into the result.
         args: encoded JSON, empty for none.
         expires_at_s: when its time is over, on the callee's own clock.
+        ticket: what the broker wants back with the result; its own affair.
     """
 
     uri: str
@@ -37,6 +38,7 @@ class IncomingCall(msgspec.Struct, frozen=True, gc=False):
     msg_uuid: str
     args: bytes
     expires_at_s: float
+    ticket: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,11 @@ class History:
     recovered: bool
 
 
-class CallStored(Protocol):
-    """Told once for each stored call: None when the broker has it, else why it has not."""
+CallStored: TypeAlias = Callable[[BrokerError | None], object]
+"""Told once for each call: None when the broker has it, else why it has not."""
 
-    def __call__(self, error: BrokerError | None, /) -> None: ...
+ResultStored: TypeAlias = Callable[[BrokerError | CallExpired | None], object]
+"""Told once for each result: None when the broker has it, else why it has not."""
 
 
 class Part(Protocol):
@@ -92,9 +95,6 @@ class Part(Protocol):
 
 class Caller(Part, Protocol):
     """The server's side of calls."""
-
-    conn_uuid: str
-    """Names this process's one results list."""
 
     on_result: Callable[[str, bytes], None]
     """Called with (msg_uuid, args) for each result; set before start."""
@@ -122,10 +122,12 @@ class Callee(Part, Protocol):
         """
         ...
 
-    def store_result(self, call: IncomingCall, args: bytes) -> Deferred[bool]:
-        """Stores a result for the caller; False when its time was over and nothing was stored.
+    def store_result(self, call: IncomingCall, args: bytes, stored: ResultStored) -> None:
+        """Stores a result for the caller.
 
-        Fails with `BrokerUnavailable`, or `QueueFull` when nobody fetches the caller's results.
+        `stored` is called exactly once, maybe before this returns: with None, `CallExpired` when
+        the call's time was over (nothing is stored then), `BrokerUnavailable`, or `QueueFull` when
+        nobody fetches the caller's results. A result may be stored again: the second is dropped.
         """
         ...
 

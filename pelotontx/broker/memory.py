@@ -5,18 +5,18 @@ It keeps what Redis keeps (caps, timeouts, first in first out) and loses it with
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from pelotontx.broker.interface import CallStored, History, IncomingCall, Position
-from pelotontx.errors import BrokerUnavailable, HistoryUnsupported, QueueFull
+from pelotontx.broker.interface import CallStored, History, IncomingCall, Position, ResultStored
+from pelotontx.errors import BrokerUnavailable, CallExpired, HistoryUnsupported, QueueFull
+from pelotontx.wire.glob import glob_match
 
 _SWEEP_S: Final = 10.0
 
@@ -26,12 +26,14 @@ class MemoryBroker:
 
     Args:
         clock: keeps time, and delivers results and events in a later turn, as a network does.
-        call_cap: most calls that may wait for one URI; 0 = any number.
+        call_cap: most calls that may wait for a URI; 0 = any number.
     """
 
     available = True
 
-    def __init__(self, clock: IReactorTime, *, call_cap: int = 10_000) -> None:
+    def __init__(
+        self, clock: IReactorTime, *, call_cap: Callable[[str], int] = lambda uri: 10_000
+    ) -> None:
         self._clock = clock
         self._sweep_call: IDelayedCall | None = None
         self._calls: dict[str, deque[IncomingCall]] = {}
@@ -76,9 +78,10 @@ class MemoryBroker:
     def put_call(self, call: IncomingCall) -> bool:
         """Stores a call; False when there is no room."""
         waiting = self._calls.setdefault(call.uri, deque())
-        if self._call_cap and len(waiting) >= self._call_cap:
+        cap = self._call_cap(call.uri)
+        if cap and len(waiting) >= cap:
             self._drop_expired(waiting)
-            if len(waiting) >= self._call_cap:
+            if len(waiting) >= cap:
                 return False
         waiting.append(call)
         self._clock.callLater(0, self.serve)
@@ -114,6 +117,8 @@ class MemoryBroker:
     def serve(self) -> None:
         """Hands waiting calls to those who wait for them, the longest waiting first."""
         for taker in tuple(self._takers):
+            if taker not in self._takers:
+                continue  # served meanwhile: who is given calls may ask for more at once
             calls = self._pop(taker.uris, taker.limit)
             if calls:
                 self._takers.remove(taker)
@@ -256,11 +261,13 @@ class MemoryCallee:
             self._broker.remove_taker(self._taker)
             self._taker = None
 
-    def store_result(self, call: IncomingCall, args: bytes) -> Deferred[bool]:
+    def store_result(self, call: IncomingCall, args: bytes, stored: ResultStored) -> None:
         """See `pelotontx.broker.interface.Callee`."""
-        if call.expires_at_s <= self._clock.seconds():
-            return succeed(False)
-        return succeed(self._broker.put_result(call, args))
+        in_time = call.expires_at_s > self._clock.seconds()
+        if in_time and self._broker.put_result(call, args):
+            stored(None)
+        else:
+            stored(CallExpired(call.uri))
 
 
 class MemoryPubSub:
@@ -302,72 +309,3 @@ class MemoryPubSub:
     def history(self, channel: str, since: Position | None, limit: int) -> Deferred[History]:
         """Nothing is remembered."""
         return fail(HistoryUnsupported(f"{channel}: this broker keeps no history"))
-
-
-_Token: TypeAlias = Callable[[str], object] | None
-"""Whether one character matches; None: any number of any characters."""
-
-_GLOBS_LIMIT: Final = 1000
-_globs: dict[str, list[_Token]] = {}
-
-
-def glob_match(glob: str, name: str) -> bool:
-    r"""Whether a Redis glob (``*``, ``?``, ``[ab]``, ``[^a]``, ``[a-z]``, ``\x``) matches a name.
-
-    Takes at most ``len(glob) * len(name)`` steps, whatever the glob.
-    """
-    tokens = _globs.get(glob)
-    if tokens is None:
-        if len(_globs) >= _GLOBS_LIMIT:
-            _globs.clear()
-        tokens = _globs[glob] = _tokens(glob)
-    at = position = 0
-    star, resume = -1, 0
-    while position < len(name):
-        token = tokens[at] if at < len(tokens) else _never
-        if token is None:
-            star, resume, at = at, position, at + 1
-        elif token(name[position]):
-            at, position = at + 1, position + 1
-        elif star >= 0:  # the last star takes one character more
-            resume += 1
-            at, position = star + 1, resume
-        else:
-            return False
-    return all(token is None for token in tokens[at:])
-
-
-def _never(character: str) -> bool:
-    return False
-
-
-def _tokens(glob: str) -> list[_Token]:
-    tokens: list[_Token] = []
-    parts = re.finditer(r"\\(.)|\[(\^?)((?:\\.|[^\]])*)\]?|(\*+)|(\?)|(.)", glob, re.DOTALL)
-    for part in parts:
-        escaped, negated, members, stars, question, plain = part.groups()
-        if stars:
-            tokens.append(None)
-        elif question:
-            tokens.append(bool)  # any character
-        elif members is not None:
-            tokens.append(re.compile(_class(bool(negated), members), re.DOTALL).fullmatch)
-        else:
-            tokens.append((escaped or plain).__eq__)
-    return tokens
-
-
-def _class(negated: bool, members: str) -> str:
-    """A bracket expression; an empty one matches nothing, its negation anything."""
-    parts = []
-    for single in re.finditer(r"(?:\\(.)|(.))(?:-(?:\\(.)|(.)))?", members, re.DOTALL):
-        first = single.group(1) or single.group(2)
-        last = single.group(3) or single.group(4)
-        if last is None:
-            parts.append(re.escape(first))
-        else:
-            low, high = sorted((first, last))
-            parts.append(f"{re.escape(low)}-{re.escape(high)}")
-    if not parts:
-        return "." if negated else "(?!)"
-    return f"[{'^' if negated else ''}{''.join(parts)}]"

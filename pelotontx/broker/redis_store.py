@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha1
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from pelotontx.broker.interface import CallStored
 from pelotontx.errors import BrokerError, BrokerUnavailable, QueueFull
-from pelotontx.net.redis import Argument, RedisLink, Reply, ResponseError
+from pelotontx.net.redis import Reply
+from pelotontx.net.redis_client import RedisClient, Script
 
 _log = Logger(namespace="pelotontx.broker.redis")
 
@@ -25,40 +24,13 @@ BATCH_LIMIT: Final = 500
 LIST_LIFE_MS: Final = 600_000
 
 
-class Script:
-    """A Lua script that Redis keeps by its digest."""
-
-    def __init__(self, name: str) -> None:
-        self._source = files(__package__).joinpath(name).read_bytes()
-        self._digest = sha1(self._source).hexdigest()
-
-    def run(
-        self, link: RedisLink, on_reply: Callable[[Reply], object], *arguments: Argument
-    ) -> None:
-        """Runs it, by its digest where this connection has run it before.
-
-        In case Redis has been made to forget it, it is sent once more.
-        """
-
-        def replied(reply: Reply) -> None:
-            if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
-                link.send(on_reply, "EVAL", self._source, *arguments)
-            else:
-                on_reply(reply)
-
-        known = link.connection.script_hashes if link.connection is not None else ()
-        if self._digest in known:
-            link.send(replied, "EVALSHA", self._digest, *arguments)
-        else:
-            # Not by digest first: a script that is sent again comes after what was sent meanwhile.
-            link.send(on_reply, "EVAL", self._source, *arguments)
-            if link.connection is not None:
-                link.connection.script_hashes.add(self._digest)
+def _script(name: str) -> Script:
+    return Script(files(__package__).joinpath(name).read_bytes())
 
 
-store_script: Final = Script("store.lua")
-claim_script: Final = Script("claim.lua")
-restore_script: Final = Script("restore.lua")
+store_script: Final = _script("store.lua")
+claim_script: Final = _script("claim.lua")
+restore_script: Final = _script("restore.lua")
 
 
 def broker_error(reply: Reply) -> BrokerError:
@@ -71,23 +43,31 @@ def broker_error(reply: Reply) -> BrokerError:
 
 @dataclass(slots=True)
 class _Batch:
-    """Entries of one turn for one list; four columns of equal length."""
+    """Entries of one turn for one list: columns of equal length, the first two maybe empty."""
 
     name: str
     timeout_keys: list[str] = field(default_factory=list)
     timeouts_ms: list[int] = field(default_factory=list)
     entries: list[bytes] = field(default_factory=list)
-    stored: list[CallStored] = field(default_factory=list)
+    stored: list[Callable[[Any], object]] = field(default_factory=list)
 
 
 class Store:
-    """Stores entries with their timeouts, those of one reactor turn together."""
+    """Stores entries, those of one reactor turn together.
 
-    def __init__(self, reactor: IReactorTime, link: RedisLink, *, cap: int) -> None:
+    Args:
+        reactor: for the end of the turn.
+        client: where.
+        cap: by name, how many entries a list may hold; 0 = any number.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, client: RedisClient, *, cap: Callable[[str], int]
+    ) -> None:
         self._reactor = reactor
-        self._link = link
+        self._client = client
         self._cap = cap
-        self._batches: dict[str, _Batch] = {}
+        self._batches: dict[tuple[str, bool], _Batch] = {}
         self._flush_call: IDelayedCall | None = None
 
     def add(
@@ -97,20 +77,31 @@ class Store:
         timeout_key: str,
         timeout_ms: int,
         entry: bytes,
-        stored: CallStored,
+        stored: Callable[[BrokerError | None], object],
     ) -> None:
-        """`stored` is told once; `name` is what a `QueueFull` shows."""
-        batch = self._batches.get(list_key)
+        """Stores one entry.
+
+        Args:
+            name: what the cap goes by, and what a `QueueFull` shows.
+            list_key: the list.
+            timeout_key: lives as long as the entry is of use; empty: the entry knows by itself.
+            timeout_ms: how long that is.
+            entry: the entry.
+            stored: told once.
+        """
+        where = (list_key, timeout_key != "")
+        batch = self._batches.get(where)
         if batch is None:
-            batch = self._batches[list_key] = _Batch(name)
+            batch = self._batches[where] = _Batch(name)
             if self._flush_call is None:
                 self._flush_call = self._reactor.callLater(0, self._flush)
-        batch.timeout_keys.append(timeout_key)
-        batch.timeouts_ms.append(timeout_ms)
+        if timeout_key:
+            batch.timeout_keys.append(timeout_key)
+            batch.timeouts_ms.append(timeout_ms)
         batch.entries.append(entry)
         batch.stored.append(stored)
         if len(batch.entries) == BATCH_LIMIT:
-            del self._batches[list_key]
+            del self._batches[where]
             self._send(list_key, batch)
 
     def stop(self) -> None:
@@ -122,17 +113,15 @@ class Store:
     def _flush(self) -> None:
         self._flush_call = None
         batches, self._batches = self._batches, {}
-        for list_key, batch in batches.items():
+        for (list_key, _), batch in batches.items():
             self._send(list_key, batch)
 
     def _send(self, list_key: str, batch: _Batch) -> None:
-        store_script.run(
-            self._link,
+        self._client.run(
             partial(self._replied, batch),
-            1 + len(batch.timeout_keys),
-            list_key,
-            *batch.timeout_keys,
-            self._cap,
+            store_script,
+            (list_key, *batch.timeout_keys),
+            self._cap(batch.name),
             LIST_LIFE_MS,
             *batch.timeouts_ms,
             *batch.entries,

@@ -1,13 +1,13 @@
--- Stores entries in a list, each with a key that lives as long as the entry is of use.
--- KEYS: the list, a timeout key for each entry.
--- ARGV: the list's cap (0 = none), the least life of the list in ms, then each timeout in ms,
---       then each entry.
+-- Stores entries in a list, each maybe with a key that lives as long as the entry is of use.
+-- KEYS: the list, then a timeout key for each entry or for none.
+-- ARGV: the list's cap (0 = none), the least life of the list in ms, then the timeout of each
+--       timeout key in ms, then each entry.
 -- Returns how many were stored: the first ones, as many as the cap had room for. Nothing of the
 -- others is left behind.
-local count = #KEYS - 1
+local timeouts = #KEYS - 1
 local cap = tonumber(ARGV[1])
 local length = redis.call('LLEN', KEYS[1])
-local room = count
+local room = #ARGV - 2 - timeouts
 if cap > 0 and length + room > cap then
   room = cap - length
   if room <= 0 then
@@ -15,15 +15,13 @@ if cap > 0 and length + room > cap then
   end
 end
 
-local entries = {}
 local life = tonumber(ARGV[2])
-for i = 1, room do
+for i = 1, math.min(timeouts, room) do
   local timeout = ARGV[2 + i]
   redis.call('SET', KEYS[1 + i], timeout, 'PX', timeout)
-  entries[i] = ARGV[2 + count + i]
   life = math.max(life, 2 * tonumber(timeout))
 end
-redis.call('LPUSH', KEYS[1], unpack(entries))
+redis.call('LPUSH', KEYS[1], unpack(ARGV, 3 + timeouts, 2 + timeouts + room))
 
 -- A list that nobody serves goes away by itself. One without an expiry that holds entries belongs
 -- to a server that sets none: it stays so.

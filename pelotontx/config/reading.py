@@ -54,6 +54,7 @@ def load(
     reading.take_overrides(overrides or {})
     config = reading.build(path)
     reading.check_order(config)
+    reading.check_tables(config)
     reading.check_paths(config)
     reading.check_processes(config)
     return config
@@ -169,6 +170,17 @@ class _Reading:
                     dotted, f"must be at most {key.at_most} ({self._written(key.at_most)})"
                 )
             self._refuse(key.at_most, f"must be at least {dotted} ({self._written(dotted)})")
+
+    def check_tables(self, config: Config) -> None:
+        """The same for the keys of repeated sections."""
+        for name, section in SECTIONS.items():
+            bounded = [key for key in section.keys.values() if section.repeated and key.at_most]
+            for index, table in enumerate(getattr(config, name) if bounded else ()):
+                for key in bounded:
+                    value = getattr(table, key.attribute)
+                    if value is not None and value > _value(config, key.at_most):
+                        most = f"{key.at_most} ({self._written(key.at_most)})"
+                        self._refuse(f"{name}[{index}].{key.name}", f"must be at most {most}")
 
     def check_paths(self, config: Config) -> None:
         """Two things cannot be served at one path."""

@@ -67,7 +67,10 @@ def _type(key: Key) -> str:
     parts = [key.kind.sort]
     if key.at_most:
         parts.append(f"at most {key.at_most}")
-    parts.append("required" if key.required else f"default {_toml(key.default)}")
+    if key.inherits:
+        parts.append(f"default: {key.inherits}")
+    else:
+        parts.append("required" if key.required else f"default {_toml(key.default)}")
     if key.option:
         parts.append(f"option {key.option}")
     return f"({'; '.join(parts)})"

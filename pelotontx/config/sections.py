@@ -15,9 +15,13 @@ from pelotontx.config.texts import (
     APPLICATION,
     BROKER_URL,
     ENDPOINTS,
+    GATEWAY,
+    GLOB,
     NAME,
+    NETWORKS,
     OBJECT,
     ORIGINS,
+    PUBSUB_URL,
     URL_PATH,
 )
 from pelotontx.config.values import Choice, Duration, Flag, Integer, Kind, Size
@@ -33,6 +37,7 @@ class Key:
         default: as written in TOML; for a key without default, an example.
         required: it has no default.
         at_most: the dotted key whose value this one may not pass, or "".
+        inherits: the dotted key whose value counts where this one is not given, or "".
         option: the command line option that sets it, or "".
         name: its name in TOML, filled in when the sections are collected.
         attribute: its field's name.
@@ -43,6 +48,7 @@ class Key:
     default: Any
     required: bool = False
     at_most: str = ""
+    inherits: str = ""
     option: str = ""
     name: str = ""
     attribute: str = ""
@@ -57,6 +63,22 @@ def _key(default: Any, kind: Kind, help: str, *, at_most: str = "", option: str 
 def _required(example: str, kind: Kind, help: str) -> Any:
     key = Key(kind=kind, help=help, default=example, required=True)
     return field(metadata={"key": key})
+
+
+def _keys(cls: type[Any]) -> dict[str, Key]:
+    keys = {}
+    for entry in fields(cls):
+        key: Key = entry.metadata["key"]
+        name = entry.name.removesuffix(key.kind.unit)
+        keys[name] = replace(key, name=name, attribute=entry.name)
+    return keys
+
+
+def _inherited(dotted: str, base: type[Any], help: str, *, at_most: str = "") -> Any:
+    """A key of a table for some names only; None: `dotted`, a key of `base`, holds for them."""
+    key = _keys(base)[dotted.partition(".")[2]]
+    own = replace(key, help=help, at_most=at_most, inherits=dotted)
+    return field(default=None, metadata={"key": own})
 
 
 def _wait(default: str, help: str, *, most: str = "1h", **more: str) -> Any:
@@ -91,6 +113,24 @@ class ServerConfig:
         "Connections of this process. Past it new ones are refused: each needs a file descriptor "
         "and memory, and those who are connected come first.",
     )
+    address_connections_limit: int = _key(
+        100,
+        Integer(0, 1_000_000),
+        "Connections of one address (IPv6: of a /64). Further ones are cut off: one client must "
+        "not take all the room; 0: any number.",
+    )
+    address_handshake_rate: int = _key(
+        20,
+        Integer(0, 1_000_000),
+        "New connections a second of one address. Further ones are cut off: each costs a "
+        "handshake, under TLS a dear one; 0: any rate.",
+    )
+    trusted: tuple[str, ...] = _key(
+        ["127.0.0.0/8", "::1"],
+        NETWORKS,
+        "Addresses and networks without these two limits. Name your proxies and balancers here: "
+        "all of their clients come from their address.",
+    )
     node: str = _key("", NAME, "This server's name in /health; empty: the host's name.")
 
 
@@ -105,6 +145,12 @@ class BrokerConfig:
         "server; memory: inside this process, nothing outlives it; redis://host:6379/0 or "
         "unix:///run/redis.sock?db=0: a server of yours, shared by several of ours.",
         option="--broker",
+    )
+    pubsub_url: str = _key(
+        "",
+        PUBSUB_URL,
+        "Where events go, if elsewhere: an URL as in url. Calls and events then do not slow each "
+        "other down, and each can grow by itself; empty: where calls go.",
     )
     connect_timeout_s: float = _wait(
         "5s", "A connection to the broker that takes longer is given up and tried again.", most="5m"
@@ -225,6 +271,24 @@ class WebSocketConfig:
         "Fragments of one message. More: close 1009; empty ones cost time and pass every limit "
         "on bytes.",
     )
+    frame_rate: int = _key(
+        2000,
+        Integer(0, 100_000_000),
+        "Pings, pongs and fragments a second of one connection. Past it: close 1008; they pass by "
+        "rpc.message_rate and cost as much as messages; 0: any rate.",
+    )
+    deflate: bool = _key(
+        False,
+        Flag(),
+        "Take the offer of clients to compress messages (permessage-deflate, without context "
+        "takeover). Saves network and costs time: a compressed message takes several times the "
+        "work of a plain one.",
+    )
+    deflate_from_bytes: int = _key(
+        "256B",
+        Size("0B", "1GiB"),
+        "Messages of ours below this length go uncompressed: they would hardly get shorter.",
+    )
     origins: tuple[str, ...] = _key(
         [],
         ORIGINS,
@@ -318,9 +382,83 @@ class RpcConfig:
         "websocket.outbound_limit would close its connection.",
         at_most="websocket.outbound_limit",
     )
+    args_limit_bytes: int = _key(
+        "0B",
+        Size("0B", "256MiB"),
+        "The args of a call or an event. Larger: NACK; they wait in the broker's memory; 0: as "
+        "large as a message may be.",
+    )
+    json_depth_limit: int = _key(
+        32,
+        Integer(1, 500),
+        "Objects and arrays in each other, in args and results. Deeper: close 1007; depth costs "
+        "every decoder stack.",
+    )
+    json_keys_limit: int = _key(
+        1024,
+        Integer(1, 1_000_000),
+        "Keys of one object, in args and results. More: close 1007; they cost every decoder time.",
+    )
+    waiting_limit: int = _key(
+        256,
+        Integer(1, 100_000),
+        "Messages of one connection that wait for middleware, or for the broker to confirm what "
+        "stands before them. More: NACK, and for outgoing ones close 1011; they are held in "
+        "memory.",
+    )
     close_uri: str = _key(
         "", NAME, "A call to this URI closes the connection with 1000 bye; empty: none does."
     )
+    gateway: str = _key(
+        "",
+        GATEWAY,
+        "Your middlewares and hooks, a pelotontx.gateway.juggler.Gateway; empty: none.",
+    )
+    hook_timeout_s: float = _wait(
+        "10s",
+        "What middlewares and hooks may take for one message, which then gets a NACK: the "
+        "connection's other messages wait behind it.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UriConfig:
+    """One `[[uri]]`."""
+
+    glob: str = _required("shop.*", GLOB, "The URIs.")
+    call_cap: int | None = _inherited(
+        "broker.call_cap", BrokerConfig, "Calls that may wait for the callees of one."
+    )
+    call_timeout_s: float | None = _inherited(
+        "rpc.call_timeout",
+        RpcConfig,
+        "The time that a call has when its client names none; call_timeout_limit holds for it too.",
+    )
+    call_timeout_limit_s: float | None = _inherited(
+        "rpc.call_timeout_limit",
+        RpcConfig,
+        "The longest time that a client may ask for.",
+    )
+    calls_limit: int | None = _inherited(
+        "rpc.calls_limit",
+        RpcConfig,
+        "Calls of these together in flight on one connection; rpc.calls_limit counts them too.",
+    )
+    args_limit_bytes: int | None = _inherited("rpc.args_limit", RpcConfig, "The args of a call.")
+    result_limit_bytes: int | None = _inherited(
+        "rpc.result_limit",
+        RpcConfig,
+        "A result from a callee, which has rpc.result_limit itself.",
+        at_most="rpc.result_limit",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelConfig:
+    """One `[[channel]]`."""
+
+    glob: str = _required("room.*", GLOB, "The channels.")
+    args_limit_bytes: int | None = _inherited("rpc.args_limit", RpcConfig, "The args of an event.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,6 +468,9 @@ class PathsConfig:
     websocket: str = _key("/ws", URL_PATH, "The WebSocket for calls, events and publishing.")
     health: str = _key("/health", URL_PATH, "Whether the server and its broker are well, JSON.")
     metrics: str = _key("/metrics", URL_PATH, "Metrics in Prometheus' format.")
+    debug_vars: str = _key(
+        "/debug/vars", URL_PATH, "Counters under juggler's names, for juggler's tools, JSON."
+    )
     client: str = _key("/peloton.js", URL_PATH, "The client for browsers, an ES module.")
     demo: str = _key("/", URL_PATH, "The demo page, served while web.app names no application.")
 
@@ -359,7 +500,15 @@ class CalleeConfig:
         64,
         Integer(1, 10_000),
         "Calls that one process takes and runs at a time. The others wait in the broker, where "
-        "another process can take them: fewer for slow plain functions, which run one by one.",
+        "another process can take them.",
+    )
+    threads: int = _key(
+        8,
+        Integer(1, 1000),
+        "Threads of one process for plain functions, which may block; inline ones and coroutines "
+        "need none. No more of their calls are taken than will find a free thread soon. More where "
+        "functions wait for something (a database), at the price of memory; Python computes in one "
+        "thread at a time.",
     )
 
 
@@ -405,6 +554,20 @@ class Config:
     rpc: RpcConfig = field(
         default_factory=RpcConfig, metadata=_help("Calls and subscriptions of connected clients.")
     )
+    uri: tuple[UriConfig, ...] = field(
+        default=(),
+        metadata=_help(
+            "Limits of calls to some URIs; any number, the first that matches counts.",
+            repeated=UriConfig,
+        ),
+    )
+    channel: tuple[ChannelConfig, ...] = field(
+        default=(),
+        metadata=_help(
+            "Limits of events on some channels; any number, the first that matches counts.",
+            repeated=ChannelConfig,
+        ),
+    )
     paths: PathsConfig = field(
         default_factory=PathsConfig, metadata=_help('What is served where; "" turns one off.')
     )
@@ -426,15 +589,6 @@ class Section:
     help: str
     repeated: bool
     keys: dict[str, Key]
-
-
-def _keys(cls: type[Any]) -> dict[str, Key]:
-    keys = {}
-    for entry in fields(cls):
-        key: Key = entry.metadata["key"]
-        name = entry.name.removesuffix(key.kind.unit)
-        keys[name] = replace(key, name=name, attribute=entry.name)
-    return keys
 
 
 def _collect(entry: Field[Any]) -> Section:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qs, urlsplit
+from ipaddress import ip_network
 
 from pelotontx.config.values import SecretText, Text, TextList
+from pelotontx.errors import ConfigError
+from pelotontx.net.redis_address import FORMS, parse_redis_url
 
 _ENDPOINT = re.compile(r"([A-Za-z][\w.-]*):(.+)", re.ASCII | re.DOTALL)
 _ORIGIN = re.compile(r"(https?)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?", re.ASCII)
@@ -31,6 +33,14 @@ def _is_origin(text: str) -> bool:
     return match[3] != {"http": "80", "https": "443"}[match[1]]
 
 
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_path(text: str) -> bool:
     return not text or (_PATH.fullmatch(text) is not None and "//" not in text)
 
@@ -44,21 +54,11 @@ def _is_dotted_name(text: str) -> bool:
 def _is_broker_url(text: str) -> bool:
     if text in ("embedded:", "memory:"):
         return True
-    if not text.isprintable() or " " in text:
-        return False
     try:
-        url = urlsplit(text)
-        port, query = url.port, parse_qs(url.query, strict_parsing=bool(url.query))
-    except ValueError:
+        parse_redis_url(text)
+    except ConfigError:
         return False
-    if url.fragment:
-        return False
-    if url.scheme == "redis" and not url.query and port != 0:
-        return bool(url.hostname) and re.fullmatch(r"(/\d{0,5})?", url.path) is not None
-    if url.scheme == "unix" and not url.netloc and set(query) <= {"db"}:
-        db = query.get("db", ["0"])
-        return len(url.path) > 1 and len(db) == 1 and db[0].isascii() and db[0].isdigit()
-    return False
+    return True
 
 
 ENDPOINTS = TextList(
@@ -71,9 +71,13 @@ ENDPOINTS = TextList(
 )
 BROKER_URL = SecretText(
     "broker URL",
-    "one of embedded:, memory:, redis://[[user]:password@]host[:port][/db], "
-    "unix:///path/to.sock[?db=N]",
+    f"one of embedded:, memory:, {FORMS}",
     _is_broker_url,
+)
+PUBSUB_URL = SecretText(
+    "broker URL",
+    'a broker URL of a server of yours, such as redis://events.example:6379, or ""',
+    lambda text: not text or (text not in ("embedded:", "memory:") and _is_broker_url(text)),
 )
 ORIGINS = TextList(
     Text(
@@ -83,6 +87,9 @@ ORIGINS = TextList(
         _is_origin,
     )
 )
+NETWORKS = TextList(
+    Text("network", 'an address or a network, such as "10.0.0.7" or "10.0.0.0/8"', _is_network)
+)
 URL_PATH = Text("path", 'a path that starts with "/", or "" to turn it off', _is_path)
 OBJECT = Text(
     "dotted name", 'a dotted name "module:attribute", such as "shop.rpc:callee"', _is_dotted_name
@@ -90,6 +97,16 @@ OBJECT = Text(
 APPLICATION = Text(
     "dotted name",
     'a dotted name "module:attribute", such as "shop.web:app", or ""',
+    lambda text: not text or _is_dotted_name(text),
+)
+GLOB = Text(
+    "glob",
+    'a Redis glob such as "shop.*"; *, ?, [ab] and \\ have a meaning',
+    lambda text: bool(text) and text.isprintable(),
+)
+GATEWAY = Text(
+    "dotted name",
+    'a dotted name "module:attribute", such as "shop.rpc:gateway", or ""',
     lambda text: not text or _is_dotted_name(text),
 )
 NAME = Text(

@@ -33,9 +33,12 @@ _FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
 )
 
 # Everything before the last "@" may hold a password, also in a URL that is not well formed.
-_USERINFO = re.compile(r"^((?:rediss?|redis\+\w+|unix):?/{1,2})?.*@", re.DOTALL)
+_USERINFO = re.compile(r"^((?:rediss?(?:\+\w+)?|unix):?/{1,2})?.*@", re.DOTALL)
 # "redis://:secret", the host forgotten: what stands where the port should is no number.
 _NO_PORT = re.compile(r"(//[^/?#:\[]*:)(?!\d+(?:[/?#]|$)).*", re.DOTALL)
+_HOSTS = re.compile(
+    r"rediss?\+\w+:/(?:[/,](?:[\w.-]+|\[[\da-f:.]+\])(?::\d+)?)+(?:[/?].*)?", re.ASCII
+)
 _QUERY_SECRET = re.compile(r"((?:pass\w*|auth|token|secret)=)[^&]*", re.IGNORECASE)
 
 
@@ -98,11 +101,12 @@ def shown(value: object) -> str:
 
 def without_password(url: str) -> str:
     """`url`, well formed or not, with all that may be a password replaced by `***`."""
+    url = _QUERY_SECRET.sub(r"\1***", url)
     if "@" in url:
-        url = _USERINFO.sub(r"\1***@", url, count=1)
-    else:
-        url = _NO_PORT.sub(r"\1***", url, count=1)
-    return _QUERY_SECRET.sub(r"\1***", url)
+        return _USERINFO.sub(r"\1***@", url, count=1)
+    if _HOSTS.fullmatch(url):
+        return url
+    return _NO_PORT.sub(r"\1***", url, count=1)
 
 
 class Kind(ABC):

@@ -1,42 +1,35 @@
-"""txredisapi glue: connections to one Redis that stay up, pipeline, and keep bytes as they were.
+"""txredisapi glue: connections to one Redis that pipeline, and keep bytes as they were.
 
 txredisapi makes the commands (`auth`, `select`, `hset` ...); its send and reply paths are replaced:
 
 - payloads are never converted (`b"0012"` stays what it is), replies are parsed by hiredis;
 - replies go to a queue of plain callbacks, Deferreds only at the edge;
-- a silent server is noticed: no reply within `reply_timeout_s` ends the connection, and everything
-  that waits fails with `BrokerUnavailable` (nothing waits for ever, nothing is queued while down);
+- what waits when the connection is lost fails with `BrokerUnavailable`;
 - what a server does not read is bounded: past 32 MiB further commands fail in the same way.
+
+`pelotontx.net.redis_link` makes connections and keeps them up.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 import txredisapi
-from twisted.internet.abstract import isIPAddress
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import (
-    HostnameEndpoint,
-    TCP4ClientEndpoint,
-    UNIXClientEndpoint,
-)
-from twisted.internet.error import ConnectingCancelledError
-from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, connectionDone
-from twisted.internet.task import deferLater
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pelotontx.errors import BrokerUnavailable, ConfigError
-from pelotontx.net.kept import Backoff
+from pelotontx.errors import BrokerUnavailable
 from pelotontx.net.process import Moment
-from pelotontx.net.tcp import corked, unsent_bytes
+from pelotontx.net.tcp import unsent_bytes
 
 Argument: TypeAlias = bytes | str | int
 Reply: TypeAlias = Any  # bytes, int, None, a list of these, or an Exception that was the answer
@@ -46,11 +39,7 @@ ResponseError = txredisapi.ResponseError
 
 # What may wait to be sent to one Redis: some hundred thousand calls, a small part of the memory.
 _UNSENT_LIMIT_BYTES: Final = 32 * 1024 * 1024
-# How long a connection that is being closed has to send what was written to it.
-_LINGER_S: Final = 1.0
-# How often in `reply_timeout_s` a connection is looked at. After so many looks without a reply it
-# is given up: one alone may only tell that our own process stood still.
-_LOOKS: Final = 4
+_ASKING: Final = hiredis.pack_command(("ASKING",))
 
 
 def ignore_reply(reply: Reply) -> None:
@@ -58,7 +47,17 @@ def ignore_reply(reply: Reply) -> None:
 
 
 class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
-    """One connection: any number of commands in flight, answered in order."""
+    """One connection: any number of commands in flight, answered in order.
+
+    Attributes:
+        replies: how many have come.
+        ahead_s: how far Redis's clock is ahead of ours, in seconds; None: not known.
+        is_asking: each command is preceded by ASKING (see `pelotontx.net.redis_address`).
+        is_lost: nothing can be sent any more.
+        on_lost: called when that becomes so.
+        on_error: gets each error reply; what it returns is handed on in its place.
+        lost: happens when nothing is left of it in the reactor.
+    """
 
     _log = Logger()
 
@@ -70,8 +69,11 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         self._waiting: deque[OnReply] = deque()
         self._is_choked = False  # the transport holds more than it likes
         self.replies = 0
+        self.ahead_s: float | None = None
+        self.is_asking = False
         self.is_lost = False
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_error: Callable[[Exception], Exception] = lambda error: error
         self.lost: Moment[None] = Moment()
 
     @property
@@ -90,8 +92,40 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         if self._is_choked and unsent_bytes(self.transport) > _UNSENT_LIMIT_BYTES:
             on_reply(BrokerUnavailable("Redis does not keep up"))
             return
+        if self.is_asking:
+            self._waiting.append(ignore_reply)
+            self.transport.write(_ASKING)
         self._waiting.append(on_reply)
         self.transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
+
+    def drop(self) -> None:
+        """Ends it at once: from now on it counts as lost."""
+        if not self.is_lost:
+            self._is_lost_now()
+            self.transport.abortConnection()
+
+    def _is_lost_now(self) -> None:
+        self.is_lost = True
+        # Told first: whoever fails afterwards must not find this connection still in use.
+        self.on_lost()
+
+    def look_at_clock(self, clock: IReactorTime) -> None:
+        """Asks for Redis's time, which is a sign of life too."""
+        sent_s = clock.seconds()
+
+        def replied(reply: Reply) -> None:
+            if type(reply) is list:
+                self._compare_clocks(int(reply[0]) + int(reply[1]) / 1e6, sent_s, clock.seconds())
+
+        self.send(replied, "TIME")
+
+    def _compare_clocks(self, redis_s: float, sent_s: float, received_s: float) -> None:
+        """Redis read its clock at some moment between: what contradicts that is corrected."""
+        least_s, most_s = redis_s - received_s, redis_s - sent_s
+        if self.ahead_s is None:
+            self.ahead_s = (least_s + most_s) / 2
+        else:
+            self.ahead_s = min(max(self.ahead_s, least_s), most_s)
 
     def execute_command(self, *arguments: Any, **options: Any) -> Deferred[Any]:
         """Txredisapi's own commands end here; an error reply is a failure."""
@@ -128,10 +162,12 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
                 if reply is False:
                     return
                 self.replies += 1
+                if isinstance(reply, ResponseError):
+                    reply = self.on_error(reply)
                 self.replyReceived(reply)
             except txredisapi.InvalidData as error:
                 self._log.error("What answers is no Redis: {error}", error=error)
-                self.transport.abortConnection()
+                self.drop()
                 return
             except Exception:  # one reply's handling must not take the others along
                 self._log.failure("A reply could not be handled")
@@ -140,14 +176,13 @@ class RedisConnection(txredisapi.HiredisProtocol):  # type: ignore[misc]
         self._waiting.popleft()(reply)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.is_lost = True
-        # Told first: whoever fails below must not find this connection still in use.
-        self.on_lost()
+        if not self.is_lost:
+            self._is_lost_now()
         super().connectionLost(reason)
         waiting, self._waiting = self._waiting, deque()
         for on_reply in waiting:
             try:
-                on_reply(BrokerUnavailable("the connection to Redis is lost"))
+                on_reply(BrokerUnavailable(f"the connection to Redis is lost{_why(reason)}"))
             except Exception:  # the others must be told all the same
                 self._log.failure("The loss of a connection could not be handled")
         self.lost.happen(None)
@@ -161,6 +196,10 @@ class SubscriberConnection(RedisConnection):
     """
 
     on_event: Callable[[bytes, bytes | None, bytes], None]
+
+    def look_at_clock(self, clock: IReactorTime) -> None:
+        """A subscribed connection may ask for no time."""
+        self.send(ignore_reply, "PING")
 
     def replyReceived(self, reply: Reply) -> None:
         if type(reply) is list:
@@ -185,8 +224,8 @@ class SubscriberConnection(RedisConnection):
                 return
             if isinstance(reply, Exception):
                 # Redis refuses the whole command with one reply: the others will never come.
-                if not self.is_lost and left:
-                    self.transport.abortConnection()
+                if left:
+                    self.drop()
                 result.errback(reply)
             elif left == 0:
                 result.callback(None)
@@ -204,221 +243,13 @@ def _encode(argument: Any) -> Argument:
     return str(argument)
 
 
-class RedisAddress:
-    """Where a Redis is and how to log in, read off a URL.
-
-    ``redis://[[user]:password@]host[:port][/db]`` or ``unix:///path/of.sock[?db=N]``
-
-    Raises:
-        ConfigError: for any other URL; the text does not show it.
-    """
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.username = unquote(parts.username) if parts.username else None
-        self.password = unquote(parts.password) if parts.password is not None else None
-        self.host = parts.hostname or "127.0.0.1"
-        self.path = ""
-        try:
-            self.port = parts.port or 6379
-            if parts.scheme == "redis":
-                self.db = int(parts.path.strip("/") or 0)
-            elif parts.scheme == "unix" and parts.path.startswith("/"):
-                self.path = unquote(parts.path)
-                self.db = int(parse_qs(parts.query).get("db", ["0"])[0])
-            else:
-                raise ValueError("redis://[[user]:password@]host[:port][/db] or unix:///path")
-        except ValueError as error:
-            raise ConfigError("broker URL", f"not usable: {error}") from None  # may hold a password
-
-    def endpoint(self, reactor: Any, *, timeout_s: float) -> IStreamClientEndpoint:
-        """The endpoint to connect to."""
-        if self.path:
-            return UNIXClientEndpoint(reactor, self.path, timeout=timeout_s)
-        if isIPAddress(self.host):  # no name to look up
-            return TCP4ClientEndpoint(reactor, self.host, self.port, timeout=timeout_s)
-        return HostnameEndpoint(reactor, self.host, self.port, timeout=timeout_s)
-
-    def __str__(self) -> str:
-        return f"unix://{self.path}" if self.path else f"redis://{self.host}:{self.port}"
-
-
-class RedisLink:
-    """Keeps one connection to a Redis up, for ever, with backoff and jitter.
-
-    Args:
-        reactor: connects and keeps time.
-        address: where and who.
-        name: of the connection, for CLIENT LIST and our logs.
-        connection_class: `RedisConnection` or a subclass.
-        connect_timeout_s: for connecting and for logging in.
-        reply_timeout_s: without any reply for so long while one is due, the connection is given up.
-
-    Attributes:
-        connection: the one that is up, or None.
-        on_up: called (and awaited) with each new connection once it is logged in, before it is
-            used by anybody else; a failure counts as a failed attempt.
-    """
-
-    _log = Logger()
-
-    def __init__(
-        self,
-        reactor: Any,
-        address: RedisAddress,
-        *,
-        name: str,
-        connection_class: type[RedisConnection] = RedisConnection,
-        connect_timeout_s: float = 5.0,
-        reply_timeout_s: float = 5.0,
-        on_up: Callable[[Any], Awaitable[None] | None] = lambda connection: None,
-    ) -> None:
-        self.connection: Any = None
-        self.on_up = on_up
-        self._reactor = reactor
-        self._address = address
-        self._endpoint = address.endpoint(corked(reactor), timeout_s=connect_timeout_s)
-        self._factory = Factory.forProtocol(connection_class)
-        self._factory.noisy = False
-        self._name = name
-        self._connect_timeout_s = connect_timeout_s
-        self._reply_timeout_s = reply_timeout_s
-        self._keeping: Deferred[None] | None = None
-        self._latest: RedisConnection | None = None
-        self._watchdog: IDelayedCall | None = None
-
-    def start(self) -> None:
-        """Begins to connect; never fails."""
-        self._keeping = Deferred.fromCoroutine(self._keep())
-        self._keeping.addErrback(self._stopped_keeping)
-
-    def _stopped_keeping(self, failure: Failure) -> None:
-        if failure.check(CancelledError, ConnectingCancelledError) is None:
-            self._log.failure("{address}: not kept up", failure, address=self._address)
-
-    def stop(self) -> Deferred[None]:
-        """Fires when the connection is gone and nothing is left in the reactor."""
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        self._cancel_watchdog()
-        keeping, self._keeping = self._keeping, None
-        if keeping is None:
-            return
-        keeping.cancel()
-        latest, self._latest = self._latest, None
-        if latest is not None and not latest.is_lost:
-            latest.transport.unregisterProducer()
-            latest.transport.loseConnection()
-            lost = latest.lost.wait().addTimeout(_LINGER_S, self._reactor)
-            await lost.addErrback(lambda _: latest.transport.abortConnection())
-            await latest.lost.wait()
-
-    async def _keep(self) -> None:
-        backoff = Backoff()
-        is_reported = False
-        while True:
-            try:
-                connection = await self._connect()
-            except (CancelledError, ConnectingCancelledError):
-                raise
-            except Exception as error:  # nothing but a stop ends this loop
-                if not is_reported:
-                    is_reported = True
-                    self._log.warn(
-                        "{address}: no connection, trying on: {error}",
-                        address=self._address,
-                        error=error,
-                    )
-                await deferLater(self._reactor, backoff.next_s())
-                continue
-            if is_reported:
-                is_reported = False
-                self._log.info("{address}: connected", address=self._address)
-            up_since_s = self._reactor.seconds()
-            await connection.lost.wait()
-            # One that is up and down again at once must not be asked without pause.
-            if self._reactor.seconds() - up_since_s > backoff.limit_s:
-                backoff.reset()
-            await deferLater(self._reactor, backoff.next_s())
-
-    async def _connect(self) -> RedisConnection:
-        connection: Any = await self._endpoint.connect(self._factory)
-        self._latest = connection
-        timeout = self._reactor.callLater(
-            self._connect_timeout_s, connection.transport.abortConnection
-        )
-        try:
-            await self._log_in(connection)
-        except BaseException:  # cancelled, too
-            if not connection.is_lost:
-                connection.transport.abortConnection()
-            raise
-        finally:
-            if timeout.active():
-                timeout.cancel()
-        if connection.is_lost:
-            raise BrokerUnavailable("lost while logging in")
-        self.connection = connection
-        connection.on_lost = self._lost
-        self._watch(connection, 0)
-        return connection  # type: ignore[no-any-return]
-
-    async def _log_in(self, connection: Any) -> None:
-        if self._address.password is not None:
-            await connection.auth(self._address.password, self._address.username)
-        if self._address.db:
-            await connection.select(self._address.db)
-        await connection.execute_command("CLIENT", "SETNAME", self._name)
-        ready = self.on_up(connection)
-        if ready is not None:
-            await ready
-
-    def _lost(self) -> None:
-        self.connection = None
-        self._cancel_watchdog()
-
-    def _watch(self, connection: RedisConnection, silent_looks: int) -> None:
-        self._watchdog = self._reactor.callLater(
-            self._reply_timeout_s / _LOOKS,
-            self._look,
-            connection,
-            connection.replies,
-            silent_looks,
-        )
-
-    def _look(self, connection: RedisConnection, replies_before: int, silent_looks: int) -> None:
-        self._watchdog = None
-        if not connection.waiting:
-            connection.send(ignore_reply, "PING")
-        elif connection.replies == replies_before:
-            silent_looks += 1
-            if silent_looks == _LOOKS:
-                self._log.warn(
-                    "{address}: no reply in {seconds} s, reconnecting",
-                    address=self._address,
-                    seconds=self._reply_timeout_s,
-                )
-                connection.transport.abortConnection()
-                return
-        if connection.replies != replies_before:
-            silent_looks = 0
-        self._watch(connection, silent_looks)
-
-    def _cancel_watchdog(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-
-    def send(self, on_reply: OnReply, *command: Argument) -> None:
-        """As `RedisConnection.send`; answers `BrokerUnavailable` at once while down."""
-        connection = self.connection
-        if connection is None:
-            on_reply(BrokerUnavailable(f"no connection to {self._address}"))
-        else:
-            connection.send(on_reply, *command)
-
-
-def client_name(role: str) -> str:
-    """The name of a connection for CLIENT LIST: product, role, process."""
-    return f"pelotontx-{role}-{os.getpid()}"
+def _why(reason: Failure) -> str:
+    """What there is to say about a loss that is more than a closed connection."""
+    error = reason.value
+    if isinstance(error, ConnectionClosed):
+        return ""
+    if isinstance(error, VerificationError):
+        return ": its certificate is for another host"
+    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
+        return f": TLS: {', '.join(each[-1] for each in error.args[0])}"
+    return f": {reason.getErrorMessage()}"

@@ -20,6 +20,7 @@ import pelotontx
 from pelotontx.backend.callee import Callee, CalleeService
 from pelotontx.backend.supervisor import Supervisor
 from pelotontx.broker.hub import Hub
+from pelotontx.broker.interface import Broker
 from pelotontx.config import CalleeConfig, Config, as_environment, load_object
 from pelotontx.demo import page
 from pelotontx.errors import ConfigError
@@ -30,11 +31,27 @@ from pelotontx.net.http import HTTPFactory
 from pelotontx.net.tcp import listen
 from pelotontx.net.websocket import ServerFactory
 from pelotontx.net.wheel import Wheel
-from pelotontx.ops import health, metrics
+from pelotontx.ops import debug_vars, health, metrics
+from pelotontx.ops.stalls import StallMonitor
 from pelotontx.services.brokers import open_broker
-from pelotontx.services.limits import http_limits, juggler_limits, websocket_limits
+from pelotontx.services.limits import (
+    admission,
+    call_cap_of,
+    channel_limits,
+    http_limits,
+    json_limits,
+    juggler_limits,
+    uri_limits,
+    websocket_limits,
+)
 from pelotontx.services.phases import Phase, Server
-from pelotontx.services.watch import watch_health, watch_metrics
+from pelotontx.services.watch import (
+    Watched,
+    shown_command_line,
+    watch_debug_vars,
+    watch_health,
+    watch_metrics,
+)
 from pelotontx.web.app import App
 from pelotontx.web.app import Request as WebRequest
 
@@ -64,22 +81,24 @@ def _end(reactor: Any, error: BaseException) -> None:
 
 
 def callee_service(
-    callee: Callee, config: Config, *, concurrency: int = 64, reactor: Any
+    callee: Callee, config: Config, *, concurrency: int = 64, threads: int = 8, reactor: Any
 ) -> IService:
     """A callee with a broker connection of its own, for a process of its own.
 
     Args:
         callee: the functions.
         config: whose ``broker.url`` is ``redis://`` or ``unix://``.
-        concurrency: how many functions run at once.
+        concurrency: see `CalleeService`.
+        threads: see `CalleeService`.
         reactor: everything lives on it.
     """
     broker = open_broker(reactor, config.broker.url, config.broker)
     runner = CalleeService(
         callee,
-        broker.callee(),
+        broker.callee,
         clock=reactor,
         concurrency=concurrency,
+        threads=threads,
         result_limit_bytes=config.rpc.result_limit_bytes,
         stop_timeout_s=config.server.drain_timeout_s,
     )
@@ -102,28 +121,29 @@ class _Builder:
             self.valkey = EmbeddedValkey(reactor)
             url = self.valkey.url
         self.broker_url = url
-        self.broker = open_broker(reactor, url, config.broker)
+        call_cap = call_cap_of(config.broker.call_cap, config.uri)
+        self.broker = self.events_broker = open_broker(reactor, url, config.broker, call_cap)
+        if config.broker.pubsub_url:
+            self.events_broker = open_broker(reactor, config.broker.pubsub_url, config.broker)
         self.hub = Hub(
             caller=self.broker.caller,
-            pubsub=self.broker.pubsub,
+            pubsub=self.events_broker.pubsub,
             wheel=self.wheel,
             pending_limit=config.broker.result_cap,
         )
-        self.endpoint = juggler.JugglerEndpoint(
-            hub=self.hub,
-            clock=reactor,
-            limits=juggler_limits(config.rpc, config.websocket),
-            allow_empty_subprotocol=config.websocket.allow_empty_subprotocol,
-        )
+        self.endpoint = self._endpoint()
+        self.admission = admission(config.server, reactor)
         self.websockets = ServerFactory(
             reactor,
             wheel=self.wheel,
             accept=self.endpoint.accept,
             limits=websocket_limits(config.websocket),
             origins=config.websocket.origins,
+            admission=self.admission,
         )
         self.health = health.Health(reactor, version=pelotontx.__version__)
         self.metrics = metrics.Metrics()
+        self.debug_vars = debug_vars.DebugVars(shown_command_line(sys.argv))
         self.app = self._app()
         self.http = HTTPFactory(
             self.app.handle,
@@ -131,20 +151,29 @@ class _Builder:
             clock=reactor,
             limits=http_limits(config.http),
             request_class=WebRequest,
-            admits=self._has_room,
+            admission=self.admission,
         )
-        self.backend = [self._callee(n, callee) for n, callee in enumerate(config.callee)]
-        watch_health(self.health, config=config, is_available=self._is_available)
-        watch_metrics(
-            self.metrics,
+        self.watched = Watched(
             endpoint=self.endpoint,
             hub=self.hub,
+            broker=self.broker,
+            events_broker=self.events_broker,
+            admission=self.admission,
             http=self.http,
             websockets=self.websockets,
-            is_available=self._is_available,
+            stalls=StallMonitor(reactor),
         )
+        if self.valkey is not None:
+            valkey = self.valkey
+            self.watched.processes["broker", "valkey"] = lambda: [valkey.state()]
+        self.backend = [self._callee(n, callee) for n, callee in enumerate(config.callee)]
+        watch_health(self.health, self.watched, config=config)
+        watch_metrics(self.metrics, self.watched)
+        watch_debug_vars(self.debug_vars, self.watched)
 
     def build(self, server: Server) -> Server:
+        stalls = self.watched.stalls
+        server.add(Phase("stall monitor", start=stalls.start, stop=stalls.stop))
         server.add(Phase("broker", start=self._start_broker, stop=self._stop_broker))
         server.add(
             Phase(
@@ -176,22 +205,23 @@ class _Builder:
         async def start() -> None:
             if self.valkey is not None:
                 await self._start_valkey(self.valkey)
-            self.broker.start()
+            for broker in self._brokers():
+                broker.start()
 
         return Deferred.fromCoroutine(start())
 
     def _stop_broker(self) -> Deferred[None]:
         async def stop() -> None:
-            await self.broker.stop()
+            for broker in self._brokers():
+                await broker.stop()
             if self.valkey is not None:
                 await self.valkey.stopService()
             self.wheel.stop()
 
         return Deferred.fromCoroutine(stop())
 
-    def _is_available(self) -> bool:
-        """Whether calls, results and events pass."""
-        return self.broker.available and self.hub.available
+    def _brokers(self) -> tuple[Broker, ...]:
+        return tuple({id(broker): broker for broker in (self.broker, self.events_broker)}.values())
 
     def _start_hub(self) -> Deferred[None]:
         async def start() -> None:
@@ -199,7 +229,7 @@ class _Builder:
             # A broker that is there is connected within milliseconds: the first client need not be
             # refused. One that is down must not hold the server up.
             deadline_s = self.reactor.seconds() + _BROKER_WAIT_S
-            while not self._is_available() and self.reactor.seconds() < deadline_s:
+            while not self.watched.is_available and self.reactor.seconds() < deadline_s:
                 await later(self.reactor, 0.01)
 
         return Deferred.fromCoroutine(start())
@@ -228,11 +258,24 @@ class _Builder:
         ports.clear()
         return DeferredList(closing, consumeErrors=True)
 
-    def _has_room(self) -> bool:
-        connections = len(self.http.connections) + len(self.websockets.connections)
-        return connections < self.config.server.connections_limit
-
     # Parts
+
+    def _endpoint(self) -> juggler.JugglerEndpoint:
+        config = self.config
+        limits = juggler_limits(config.rpc, config.websocket)
+        gateway = None
+        if config.rpc.gateway:
+            gateway = _object(config.rpc.gateway, "rpc.gateway", juggler.Gateway)
+        return juggler.JugglerEndpoint(
+            hub=self.hub,
+            clock=self.reactor,
+            limits=limits,
+            uri_limits=uri_limits(limits, config.uri),
+            channel_limits=channel_limits(limits, config.channel),
+            json_limits=json_limits(config.rpc),
+            allow_empty_subprotocol=config.websocket.allow_empty_subprotocol,
+            gateway=gateway,
+        )
 
     def _app(self) -> App:
         paths = self.config.paths
@@ -245,6 +288,8 @@ class _Builder:
             app.include(health.routes(paths.health, self.health))
         if paths.metrics:
             app.include(metrics.routes(paths.metrics, self.metrics))
+        if paths.debug_vars:
+            app.include(debug_vars.routes(paths.debug_vars, self.debug_vars))
         if self.config.web.app:
             app.include(_object(self.config.web.app, "web.app", App))
         elif paths.demo:
@@ -259,13 +304,15 @@ class _Builder:
             return self._callee_processes(name, config)
         service = CalleeService(
             _object(config.object, f"{name}.object", Callee),
-            self.broker.callee(),
+            self.broker.callee,
             clock=self.reactor,
             concurrency=config.concurrency,
+            threads=config.threads,
             result_limit_bytes=self.config.rpc.result_limit_bytes,
             stop_timeout_s=self.config.server.drain_timeout_s,
         )
         self.health.add(name, lambda: (service.is_taking, {"object": config.object}))
+        self.watched.callees[name, config.object] = service
         return service
 
     def _callee_processes(self, name: str, config: CalleeConfig) -> Supervisor:
@@ -274,6 +321,7 @@ class _Builder:
             command=[
                 *(sys.executable, "-m", "pelotontx", "callee", config.object),
                 *("--concurrency", str(config.concurrency)),
+                *("--threads", str(config.threads)),
             ],
             count=config.processes,
             name=config.object,
@@ -293,6 +341,7 @@ class _Builder:
                 {"object": config.object, "processes": supervisor.state()},
             ),
         )
+        self.watched.processes[name, config.object] = supervisor.state
         return supervisor
 
 

@@ -14,6 +14,7 @@ Every frame is one JSON value, ``{"meta": {"type": INT, "uuid": STR}, "payload":
     9     RES   server → client   for, uri, args
     10    EVNT  server → client   for (uuid of the PUB), channel, pattern (if one matched), args
     256   EXP   in a client only  for, uri, args
+    256+        client → server   an application's own: any of these fields
     ====  ====  ================  =============================================================
 
 On the broker a call or a result is ``{"conn_uuid", "msg_uuid", "uri", "args"}`` and an event is
@@ -26,6 +27,7 @@ that what one side sent is byte for byte what the other side gets.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -43,6 +45,8 @@ ACK: Final = 8
 RES: Final = 9
 EVNT: Final = 10
 EXP: Final = 256
+#: Types from here on are free for applications; a server knows no EXP.
+APPLICATION: Final = 256
 
 NAMES: Final = {
     CALL: "CALL",
@@ -58,10 +62,25 @@ NAMES: Final = {
 
 NANOSECONDS: Final = 1_000_000_000
 
-# What JSON from a peer may hold (RFC 8259, 9 lets a parser set such limits): deeper nesting or more
-# keys serve only to make a decoder work, and integers past 64 bits are not portable.
-DEPTH_LIMIT: Final = 32
-KEYS_LIMIT: Final = 1024
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonLimits:
+    """What JSON from a peer may hold (RFC 8259, 9 lets a parser set such limits).
+
+    Deeper nesting and more keys serve only to make a decoder work. Integers past 64 bits are never
+    taken: they are not portable.
+
+    Attributes:
+        depth: of objects and arrays in each other.
+        keys: in one object.
+    """
+
+    depth: int = 32
+    keys: int = 1024
+
+
+JSON_LIMITS: Final = JsonLimits()
+"""The defaults."""
 
 
 # gc=False: messages hold no cycles, and the collector need not walk all that are in flight.
@@ -95,12 +114,21 @@ class Message(msgspec.Struct, gc=False):
     payload: Payload
 
 
+NO_TIMEOUT_KEY: Final = 1
+"""The `dl` of a result to a call that had one; no call's, which a callee might copy."""
+
+
 class CallPayload(msgspec.Struct, gc=False):
-    """A call or a result on the broker; `args` is encoded JSON, empty when there is none."""
+    """A call or a result on the broker; `args` is encoded JSON, empty when there is none.
+
+    `dl` is when a call's time is over: milliseconds since the epoch by the broker's clock. Only our
+    own programs write it (0: not there). In a result it is `NO_TIMEOUT_KEY`, or else there is one.
+    """
 
     conn_uuid: str
     msg_uuid: str
     uri: str
+    dl: int = 0
     args: msgspec.Raw = msgspec.Raw()
 
 
@@ -154,32 +182,42 @@ class MessageIds:
         return self._head + _LOW_DIGITS[low]
 
 
-def decode_request(frame: bytes) -> Message:
+def decode_request(
+    frame: bytes, limits: JsonLimits = JSON_LIMITS, *, applications: bool = False
+) -> Message:
     """Decodes what a client sent.
 
     Args:
         frame: the payload of one text frame.
+        limits: of the JSON in it.
+        applications: whether types from `APPLICATION` on are taken.
 
     Raises:
         RemoteProtocolError: 1007 for what is not acceptable JSON, 1008 for a wrong shape, 1002 for
             a type that a client may not send; the reason names the field.
     """
-    message = _decode(frame)
+    message = _decode(frame, limits)
     type_, payload = message.meta.type, message.payload
     if type_ == CALL:
         if not payload.uri:
             raise RemoteProtocolError(1008, "CALL without uri")
         return message
-    name = NAMES.get(type_)
     if type_ not in _REQUESTS:
-        if name is not None:
-            raise RemoteProtocolError(1002, f"{name} is not for a client to send")
-        raise RemoteProtocolError(1008, f"unknown message type {type_}")
+        if applications and type_ >= APPLICATION:
+            return message
+        raise unexpected_type(type_)
     if not payload.channel:
-        raise RemoteProtocolError(1008, f"{name} without channel")
+        raise RemoteProtocolError(1008, f"{NAMES[type_]} without channel")
     if type(payload.pattern) is not bool:
-        raise RemoteProtocolError(1008, f"{name}: pattern must be a boolean")
+        raise RemoteProtocolError(1008, f"{NAMES[type_]}: pattern must be a boolean")
     return message
+
+
+def unexpected_type(type_: int) -> RemoteProtocolError:
+    """What is wrong with a type that a client may not send."""
+    if type_ in NAMES:
+        return RemoteProtocolError(1002, f"{NAMES[type_]} is not for a client to send")
+    return RemoteProtocolError(1008, f"unknown message type {type_}")
 
 
 def decode_response(frame: bytes) -> Message:
@@ -188,7 +226,7 @@ def decode_response(frame: bytes) -> Message:
     Raises:
         RemoteProtocolError: as `decode_request`.
     """
-    message = _decode(frame)
+    message = _decode(frame, JSON_LIMITS)
     if message.meta.type not in (ACK, NACK, RES, EVNT):
         raise RemoteProtocolError(1002, f"unexpected message type {message.meta.type}")
     if not message.payload.for_:
@@ -196,7 +234,7 @@ def decode_response(frame: bytes) -> Message:
     return message
 
 
-def _decode(frame: bytes) -> Message:
+def _decode(frame: bytes, limits: JsonLimits) -> Message:
     try:
         message = _message_decoder.decode(frame)
     except msgspec.ValidationError as error:
@@ -207,17 +245,18 @@ def _decode(frame: bytes) -> Message:
         raise RemoteProtocolError(1007, "bad JSON: nested too deeply") from None
     if _uuid_match(message.meta.uuid) is None:
         raise RemoteProtocolError(1008, "meta.uuid is not a uuid")
-    check_json(message.payload.args)
+    check_json(message.payload.args, limits)
     return message
 
 
-def check_json(encoded: bytes | msgspec.Raw) -> None:
+def check_json(encoded: bytes | msgspec.Raw, limits: JsonLimits = JSON_LIMITS) -> None:
     """Refuses JSON that this protocol does not carry: too deep, too many keys, odd numbers or text.
 
     Small harmless values (nearly all) pass by three scans in C; only the others are decoded.
 
     Args:
         encoded: JSON whose syntax has been checked, not its UTF-8; empty is accepted.
+        limits: what it may hold.
 
     Raises:
         RemoteProtocolError: 1007, with what is wrong.
@@ -231,8 +270,8 @@ def check_json(encoded: bytes | msgspec.Raw) -> None:
     if encoded[:1] == b'"' and b"\\" not in encoded:
         return  # a plain string
     if (
-        encoded.count(b"{") + encoded.count(b"[") <= DEPTH_LIMIT
-        and encoded.count(b":") <= KEYS_LIMIT
+        encoded.count(b"{") + encoded.count(b"[") <= limits.depth
+        and encoded.count(b":") <= limits.keys
         and _needs_full_check(encoded) is None
     ):
         return
@@ -242,19 +281,19 @@ def check_json(encoded: bytes | msgspec.Raw) -> None:
         _encode_json(value)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise RemoteProtocolError(1007, f"bad JSON: {error}") from None
-    _check_value(value, DEPTH_LIMIT)
+    _check_value(value, limits, limits.depth)
 
 
-def _check_value(value: Any, depth_left: int) -> None:
+def _check_value(value: Any, limits: JsonLimits, depth_left: int) -> None:
     if isinstance(value, (dict, list)):
         if depth_left == 0:
-            raise RemoteProtocolError(1007, f"bad JSON: nested more than {DEPTH_LIMIT} deep")
+            raise RemoteProtocolError(1007, f"bad JSON: nested more than {limits.depth} deep")
         if isinstance(value, dict):
-            if len(value) > KEYS_LIMIT:
-                raise RemoteProtocolError(1007, f"bad JSON: more than {KEYS_LIMIT} keys")
+            if len(value) > limits.keys:
+                raise RemoteProtocolError(1007, f"bad JSON: more than {limits.keys} keys")
             value = list(value.values())
         for item in value:
-            _check_value(item, depth_left - 1)
+            _check_value(item, limits, depth_left - 1)
     elif type(value) is int and not -(1 << 63) <= value < 1 << 64:
         raise RemoteProtocolError(1007, "bad JSON: an integer past 64 bits")
 
@@ -371,14 +410,36 @@ def encode_evnt(
     )
 
 
-def encode_call_payload(conn_uuid: str, msg_uuid: str, uri: str, args: bytes) -> bytes:
-    """A call or a result as it stands in a broker's list."""
-    head = b'{"conn_uuid":"%b","msg_uuid":"%b","uri":%b' % (
+def encode_response(message: Message) -> bytes:
+    """An ACK, NACK, RES or EVNT by its fields: slower than the others, for what was changed."""
+    type_, payload = message.meta.type, message.payload
+    fields: dict[str, object] = {"for": payload.for_}
+    if type_ in (ACK, NACK):
+        fields["for_type"] = payload.for_type
+    if payload.uri:
+        fields["uri"] = payload.uri
+    if payload.channel:
+        fields["channel"] = payload.channel
+    if type_ == NACK:
+        fields |= {"code": payload.code, "message": payload.message}
+    if type_ == EVNT and payload.pattern:
+        fields["pattern"] = payload.pattern
+    if type_ in (RES, EVNT):
+        fields["args"] = msgspec.Raw(bytes(payload.args) or b"null")
+    return _encode_json({"meta": {"type": type_, "uuid": message.meta.uuid}, "payload": fields})
+
+
+def encode_call_payload(
+    conn_uuid: str, msg_uuid: str, uri: str, args: bytes, deadline_ms: int = 0
+) -> bytes:
+    """A call or a result as it stands in a broker's list; `deadline_ms` 0: without `dl`."""
+    return b'{"conn_uuid":"%b","msg_uuid":"%b","uri":%b%b%b}' % (
         conn_uuid.encode(),
         msg_uuid.encode(),
         _encode_json(uri),
+        b',"dl":%d' % deadline_ms if deadline_ms else b"",
+        b',"args":%b' % args if args else b"",
     )
-    return head + b',"args":%b}' % args if args else head + b"}"
 
 
 def decode_call_payload(value: bytes) -> CallPayload:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,10 +14,15 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from pelotontx.backend.callee import Callee
-from pelotontx.errors import BrokerError, BrokerUnavailable, QueueFull
+from pelotontx.errors import BrokerError, BrokerUnavailable, CallExpired, QueueFull
 from pelotontx.flow import later
+from pelotontx.wire.juggler import calls_key, results_key
+from pelotontx.wire.slots import key_slot
 from tests.integration.conftest import LoggedErrors
-from tests.support.brokers import KINDS, Peer, World
+from tests.support.brokers import KINDS, Node, Peer, World, store_result
+from tests.support.redis_farm import Node as RedisNode
+from tests.support.redis_farm import RedisCluster
+from tests.support.redis_fronts import ClusterServer
 from tests.support.servers import eventually
 
 
@@ -77,7 +84,7 @@ class TestCalls:
         node.call(peer, 1, "u", args)
         (call,) = await take(source, 1)
         assert call.args == args
-        assert await source.store_result(call, b'"0012"')
+        assert await store_result(source, call, b'"0012"') is None
         await eventually(reactor, lambda: len(peer.told) == 2)
         assert peer.told == [("stored", 1), ("answered", 1, b'"0012"')]
 
@@ -96,7 +103,7 @@ class TestCalls:
         for n in range(5):
             node.call(peer, n, "u", b"%d" % n)
         await eventually(reactor, lambda: len(peer.of("stored")) == 5)
-        assert len(await source.take_calls(("u",), 2)) == 2
+        assert len(await take(source, 2)) == 2
         assert len(await source.take_calls(("u",), 9)) == 3
 
     @pytest_twisted.ensureDeferred
@@ -114,7 +121,7 @@ class TestCalls:
         node.call(peer, 1, "u", timeout_s=0.1)
         (call,) = await take(source, 1)
         await eventually(reactor, lambda: ("expired", 1) in peer.told)
-        assert not await source.store_result(call, b"1")
+        assert isinstance(await store_result(source, call, b"1"), CallExpired)
         assert peer.told == [("stored", 1), ("expired", 1)]
 
     @pytest_twisted.ensureDeferred
@@ -334,7 +341,7 @@ class TestRedisLayout:
         payload = json.loads(entry)
         assert payload["uri"] == "a.b"
         assert payload["args"] == "0012"
-        assert payload["conn_uuid"] == node.broker.caller.conn_uuid
+        assert payload["conn_uuid"] in node.broker.caller.conn_uuids
         key = f"juggler:calls:timeout:{{a.b}}:{payload['msg_uuid']}"
         assert await served.server.command("GET", key) == b"30000"
         assert 29_000 < await served.server.command("PTTL", key) <= 30_000
@@ -409,7 +416,7 @@ class TestRedisLayout:
         node, peer, command = await served.node(), Peer(), served.server.command
         await node.hub.subscribe(peer, "c", pattern=False)
         await command("RPUSH", "juggler:calls:{echo}", junk)
-        await command("RPUSH", f"juggler:results:{{{node.broker.caller.conn_uuid}}}", junk)
+        await command("RPUSH", f"juggler:results:{{{node.broker.caller.conn_uuids[0]}}}", junk)
         await command("PUBLISH", "c", junk)
         await served.callee(echo)
         node.call(peer, 1, "echo", b"1")
@@ -510,7 +517,7 @@ class TestFaults:
         for n, args in enumerate((b'"\xff"', b"1e999", b"[" * 40 + b"]" * 40)):
             node.call(peer, n, "u")
             (call,) = await take(source, 1)
-            assert await source.store_result(call, args)
+            assert await store_result(source, call, args) is None
             await eventually(reactor, lambda n=n: len(peer.of("answered")) == n + 1)
         assert all(b"cannot be sent" in args for _, args in peer.of("answered"))
 
@@ -567,7 +574,9 @@ class TestFaults:
             await eventually(reactor, lambda n=n: ("answered", n, b"1") in peer.told)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_server_holds_three_connections_and_a_callee_two(self, served: World) -> None:
+    async def test_a_server_and_a_callee_hold_a_constant_number_of_connections(
+        self, served: World
+    ) -> None:
         assert served.server is not None
         node, peer = await served.node(), Peer()
         await served.callee(echo)
@@ -576,4 +585,153 @@ class TestFaults:
             await node.hub.subscribe(peer, f"c{n}", pattern=False)
         await eventually(reactor, lambda: len(peer.of("answered")) == 10)
         clients = (await served.server.command("CLIENT", "LIST")).decode()
-        assert clients.count("name=pelotontx-") == 5
+        roles = Counter(re.findall(r"name=pelotontx-(\w+)-", clients))
+        if served.kind == "cluster":  # three masters; three URIs in three slots
+            assert roles == {"commands": 2 * 3, "events": 1, "results": 3, "takes": 3}
+        else:  # functions of two kinds: those that are awaited, those that run in threads
+            assert roles == {"commands": 2, "events": 1, "results": 1, "takes": 2}
+
+
+class TestCluster:
+    """What only a cluster can do to us."""
+
+    @pytest_twisted.async_yield_fixture
+    async def world(self) -> AsyncIterator[World]:
+        if "cluster" not in KINDS:
+            pytest.skip("on our own reactor only")
+        world = World(reactor, "cluster")
+        await world.start()
+        yield world
+        await world.stop()
+
+    @staticmethod
+    async def uris_of_masters(cluster: RedisCluster) -> dict[str, RedisNode]:
+        """A URI whose calls wait on each master."""
+        found: dict[RedisNode, str] = {}
+        n = 0
+        while len(found) < 3:
+            uri = f"uri.{n}"
+            found.setdefault(await cluster.owner(key_slot(calls_key(uri))), uri)
+            n += 1
+        return {uri: node for node, uri in found.items()}
+
+    @pytest_twisted.ensureDeferred
+    async def test_calls_and_results_go_over_all_masters(self, world: World) -> None:
+        assert isinstance(world.server, ClusterServer)
+        cluster, callee = world.server.cluster, Callee()
+        uris = await self.uris_of_masters(cluster)
+        for uri in uris:
+            callee.function(uri)(_echo)
+        node, peer = await world.node(), Peer()
+        lists = [results_key(conn_uuid) for conn_uuid in node.broker.caller.conn_uuids]
+        owners = {await cluster.owner(key_slot(key)) for key in lists}
+        assert owners == set(await cluster.masters())
+        await world.callee(callee)
+        for n in range(15):
+            for uri in uris:
+                node.call(peer, (uri, n), uri, b"%d" % n)
+        await eventually(reactor, lambda: len(peer.told) == 90)
+        assert dict(peer.of("answered")) == {(uri, n): b"%d" % n for uri in uris for n in range(15)}
+        for master in await cluster.masters():  # a result that was pushed has been popped there
+            stats = await master.command("INFO", "commandstats")
+            assert b"cmdstat_blmpop:" in stats
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_slot_that_moves_while_callees_wait_is_served_on(self, world: World) -> None:
+        assert isinstance(world.server, ClusterServer)
+        cluster = world.server.cluster
+        node, peer = await world.node(), Peer()
+        await world.callee(echo)
+        result_slots = [key_slot(results_key(each)) for each in node.broker.caller.conn_uuids]
+        asked = 0
+
+        async def call() -> None:
+            nonlocal asked
+            asked += 1
+            n = asked
+            node.call(peer, n, "echo", b"%d" % n, timeout_s=20)
+            await eventually(reactor, lambda: ("answered", n, b"%d" % n) in peer.told)
+
+        await call()
+        for slot in (key_slot(calls_key("echo")), *result_slots):
+            source = await cluster.owner(slot)
+            target = await cluster.another_master(source)
+            await cluster.migrate_slot(slot, target)
+            await call()
+            await cluster.migrate_slot(slot, source)
+            await call()
+
+    @pytest_twisted.ensureDeferred
+    async def test_calls_that_wait_move_along_with_their_slot(self, world: World) -> None:
+        assert isinstance(world.server, ClusterServer)
+        cluster, slot = world.server.cluster, key_slot(calls_key("u"))
+        node, peer = await world.node(), Peer()
+        for n in range(15):
+            node.call(peer, n, "u", b"%d" % n, timeout_s=20)
+        await eventually(reactor, lambda: len(peer.of("stored")) == 15)
+        await cluster.migrate_slot(slot, await cluster.another_master(await cluster.owner(slot)))
+        source = await world.source()
+        assert [int(call.args) for call in await take(source, 15)] == list(range(15))
+
+    @pytest_twisted.ensureDeferred
+    async def test_calls_meet_a_definite_end_while_slots_move_back_and_forth(
+        self, world: World
+    ) -> None:
+        assert isinstance(world.server, ClusterServer)
+        cluster, slot = world.server.cluster, key_slot(calls_key("echo"))
+        node, peer = await world.node(), Peer()
+        await world.callee(echo)
+        source = await cluster.owner(slot)
+        target = await cluster.another_master(source)
+        count = 0
+        for here, there in ((source, target), (target, source)) * 2:
+            moving: Deferred[None] = Deferred.fromCoroutine(cluster.migrate_slot(slot, there))
+            while not moving.called:
+                node.call(peer, count, "echo", b"%d" % count, timeout_s=3)
+                count += 1
+                await later(reactor, 0.002)
+            await moving
+            assert await cluster.owner(slot) is not here
+        await eventually(reactor, lambda: node.hub.pending_calls == 0)
+        answered = [request for request, _ in peer.of("answered")]
+        ended = answered + peer.of("expired") + [request for request, _ in peer.of("refused")]
+        assert sorted(ended) == list(range(count))
+        assert len(answered) > count / 2
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_killed_master_stops_only_its_own_calls_until_it_is_replaced(
+        self, world: World
+    ) -> None:
+        assert isinstance(world.server, ClusterServer)
+        cluster, callee = world.server.cluster, Callee()
+        uris = await self.uris_of_masters(cluster)
+        for uri in uris:
+            callee.function(uri)(_echo)
+        node, peer = await world.node(), Peer()
+        await world.callee(callee)
+        lists = {
+            await cluster.owner(key_slot(results_key(each)))
+            for each in node.broker.caller.conn_uuids
+        }
+        assert len(lists) == 3
+        dead, *others = uris
+        await uris[dead].kill()
+        await eventually(reactor, lambda: not node.broker.available)
+        node.call(peer, dead, dead)
+        await eventually(reactor, lambda: peer.of("refused"))
+        for uri in others:
+            node.call(peer, uri, uri, b"1")
+        await eventually(reactor, lambda: len(peer.of("answered")) == 2)
+        await served_again(node, dead)
+        await world.healed(node)
+
+
+async def served_again(node: Node, uri: str) -> None:
+    """Until a call to the URI is answered."""
+    probe = Peer()
+    deadline_s = reactor.seconds() + 30  # type: ignore[attr-defined]
+    while not probe.of("answered"):
+        assert reactor.seconds() < deadline_s  # type: ignore[attr-defined]
+        node.call(probe, None, uri, b"0", timeout_s=0.5)
+        await eventually(reactor, lambda: node.hub.pending_calls == 0)
+        await later(reactor, 0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +10,25 @@ from twisted.internet.defer import Deferred
 
 from pelotontx.backend.callee import Callee, CalleeService
 from pelotontx.broker.hub import Event, Hub, PendingCall
-from pelotontx.broker.interface import Broker
+from pelotontx.broker.interface import Broker, IncomingCall
 from pelotontx.broker.interface import Callee as BrokerCallee
 from pelotontx.broker.memory import MemoryBroker
 from pelotontx.broker.redis import RedisBroker
 from pelotontx.errors import BrokerError
 from pelotontx.net.wheel import Wheel
+from tests.support.redis_fronts import ClusterServer, TrioServer
 from tests.support.servers import RedisServer, eventually, redis_binary, valkey_binary
 
-KINDS = ("memory", "valkey", "redis")
+KINDS = ["memory", "valkey", "redis"]
+if os.environ.get("PELOTON_TEST_REACTOR", "peloton") == "peloton":
+    KINDS += ["sentinel", "cluster"]  # on other reactors they would tell nothing new
+
+
+def store_result(source: BrokerCallee, call: IncomingCall, args: bytes) -> Deferred[Any]:
+    """Fires with what the broker says: None, or why it is not stored."""
+    result: Deferred[Any] = Deferred()
+    source.store_result(call, args, result.callback)
+    return result
 
 
 class Peer:
@@ -76,17 +87,22 @@ class World:
     def __init__(self, reactor: Any, kind: str) -> None:
         self.reactor = reactor
         self.kind = kind
-        self.server: RedisServer | None = None
+        self.server: RedisServer | TrioServer | ClusterServer | None = None
         self._memory: MemoryBroker | None = None
         self._stops: list[Callable[[], Any]] = []
 
     async def start(self) -> None:
         if self.kind == "memory":
-            self._memory = MemoryBroker(self.reactor, call_cap=20)
+            self._memory = MemoryBroker(self.reactor, call_cap=lambda uri: 20)
             return
-        binary = valkey_binary() if self.kind == "valkey" else redis_binary()
-        self.server = RedisServer(self.reactor, binary)
-        await self.server.start()
+        if self.kind == "sentinel":
+            self.server = await TrioServer.open(self.reactor)
+        elif self.kind == "cluster":
+            self.server = await ClusterServer.open(self.reactor)
+        else:
+            binary = valkey_binary() if self.kind == "valkey" else redis_binary()
+            self.server = RedisServer(self.reactor, binary)
+            await self.server.start()
 
     async def stop(self) -> None:
         if self.server is not None:
@@ -100,11 +116,19 @@ class World:
     def url(self) -> str:
         """Valkey over its socket, Redis over TCP: so both ways are used."""
         assert self.server is not None
-        return self.server.socket_url if self.kind == "valkey" else self.server.url
+        if self.kind == "valkey":
+            assert isinstance(self.server, RedisServer)
+            return self.server.socket_url
+        return self.server.url
 
     def _open(self, **options: Any) -> Broker:
         return RedisBroker(
-            self.reactor, self.url, reply_timeout_s=1.0, call_cap=20, result_cap=50, **options
+            self.reactor,
+            self.url,
+            reply_timeout_s=1.0,
+            call_cap=lambda uri: 20,
+            result_cap=50,
+            **options,
         )
 
     async def node(self) -> Node:
@@ -141,9 +165,9 @@ class World:
                 subscribe()
             return bool(peer.told) and peer.told[-1][1] is None
 
-        await eventually(self.reactor, is_subscribed)
+        await eventually(self.reactor, is_subscribed, timeout_s=30)
         node.hub.unsubscribe(peer, "heartbeat", pattern=False)
-        await eventually(self.reactor, lambda: node.broker.available)
+        await eventually(self.reactor, lambda: node.broker.available, timeout_s=30)
 
     async def source(self) -> BrokerCallee:
         """A bare callee side, for tests that take calls by hand."""
@@ -163,13 +187,13 @@ class World:
     async def callee(self, callee: Callee, **options: Any) -> CalleeService:
         """Runs a callee as a process of its own would."""
         if self._memory is not None:
-            source: BrokerCallee = self._memory.callee()
+            new_source: Callable[[], BrokerCallee] = self._memory.callee
         else:
             broker = self._open()
             broker.start()
             self._stops.append(broker.stop)
-            source = broker.callee()
-        service = CalleeService(callee, source, clock=self.reactor, **options)
+            new_source = broker.callee
+        service = CalleeService(callee, new_source, clock=self.reactor, **options)
         service.startService()
         self._stops.append(service.stopService)
         return service

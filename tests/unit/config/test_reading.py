@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from pelotontx.config import (
     CalleeConfig,
+    ChannelConfig,
     Config,
+    UriConfig,
     load,
 )
 from pelotontx.config.sections import SECTIONS
@@ -43,6 +45,36 @@ class FileTests(ConfigTestCase):
         self.assertEqual(config.http.body_limit_bytes, 10_000_000)
         self.assertEqual(config.paths.demo, "")
         self.assertEqual(config.log.level, "debug")
+
+    def test_limits_of_some_uris_and_channels_keep_their_order(self) -> None:
+        config = self.load(
+            """
+            [[uri]]
+            glob = "shop.report.*"
+            call_timeout_limit = "10m"
+            [[uri]]
+            glob = "shop.*"
+            call_cap = 5
+            args_limit = "1KiB"
+            [[channel]]
+            glob = "room.*"
+            args_limit = "200B"
+            """
+        )
+        self.assertEqual(
+            config.uri,
+            (
+                UriConfig(glob="shop.report.*", call_timeout_limit_s=600.0),
+                UriConfig(glob="shop.*", call_cap=5, args_limit_bytes=1024),
+            ),
+        )
+        self.assertEqual(config.channel, (ChannelConfig(glob="room.*", args_limit_bytes=200),))
+
+    def test_the_limits_of_a_table_stay_below_what_bounds_them(self) -> None:
+        self.assertEqual(
+            self.error('[[uri]]\nglob = "a"\n[[uri]]\nglob = "b"\nresult_limit = "2MiB"'),
+            'peloton.toml: uri[1].result_limit: "2MiB": must be at most rpc.result_limit (1MiB)',
+        )
 
     def test_callees_keep_their_order(self) -> None:
         config = self.load("""

@@ -1,10 +1,8 @@
 from pelotontx.errors import ConfigError
+from pelotontx.net.redis_address import FORMS
 from tests.unit.config.case import ConfigTestCase
 
-REDIS_ALLOWED = (
-    "must be one of embedded:, memory:, redis://[[user]:password@]host[:port][/db], "
-    "unix:///path/to.sock[?db=N]"
-)
+REDIS_ALLOWED = f"must be one of embedded:, memory:, {FORMS}"
 
 
 class UnusableValueTests(ConfigTestCase):
@@ -76,6 +74,10 @@ class UnusableValueTests(ConfigTestCase):
             "redis://user:p%40w@[::1]:6379/0",
             "unix:///run/redis.sock",
             "unix:///run/redis.sock?db=3",
+            "unix://user:pw@/run/redis.sock",
+            "rediss://db?ca=/ca.pem&cert=/c.pem&key=/k.pem",
+            "redis+sentinel://:pw@a:26379,b/main/1?sentinel_password=x",
+            "redis+cluster://a:7000,b:7001",
         ):
             config = self.load(overrides={"broker.url": url})
             self.assertEqual(config.broker.url, url)
@@ -95,7 +97,11 @@ class UnusableValueTests(ConfigTestCase):
             "redis://db/0#x",
             "redis://d b",
             "redis://[::1",
-            "rediss://db",
+            "rediss://db?verify=no",
+            "redis://db?ca=/ca.pem",
+            "redis+cluster://a/1",
+            "redis+sentinel://a,b",
+            "redis+other://a",
             "http://db",
             "unix://",
             "unix://run/redis.sock",
@@ -139,7 +145,9 @@ class SecretTests(ConfigTestCase):
     def test_no_error_holds_the_password(self) -> None:
         for url in (
             "redis//user:secret@db",
-            "rediss://user:secret@db",
+            "rediss://user:secret@db?verify=no",
+            "redis+sentinel://user:secret@a,b",
+            "redis+sentinel://a?sentinel_password=secret",
             "redis://user:secret",
             "redis://:se secret@db",
             "redis://:#secret@db",
@@ -156,7 +164,7 @@ class SecretTests(ConfigTestCase):
 
     def test_the_refused_exception_drags_no_password_along(self) -> None:
         with self.assertRaises(ConfigError) as caught:
-            self.load(overrides={"broker.url": "rediss://:secret@db"})
+            self.load(overrides={"broker.url": "rediss://:secret@db/x"})
         error: BaseException | None = caught.exception
         while error is not None:
             self.assertNotIn("secret", repr(error))

@@ -65,9 +65,21 @@ class ValueTests(SynchronousTestCase):
             ("redis://db:secret", "redis://db:***"),
             ("redis://:secret/1", "redis://:***"),
             ("unix:///s.sock?password=secret&db=1", "unix:///s.sock?password=***&db=1"),
+            ("unix://user:secret@/s.sock", "unix://***@/s.sock"),
+            ("rediss://user:secret@db?ca=/ca.pem", "rediss://***@db?ca=/ca.pem"),
+            ("rediss+cluster://:secret@a:1,b:2", "rediss+cluster://***@a:1,b:2"),
+            ("redis+cluster://a:secret,b:2", "redis+cluster://a:***"),
+            ("redis+cluster://:secret", "redis+cluster://:***"),
+            (
+                "redis+sentinel://:se@a,b/m/1?sentinel_user=u&sentinel_password=secret@x",
+                "redis+sentinel://***@a,b/m/1?sentinel_user=u&sentinel_password=***",
+            ),
         ):
             self.assertEqual(without_password(url), masked)
 
     def test_a_url_without_password_is_shown_as_it_is(self) -> None:
-        for url in ("embedded:", "redis://db:6379/1", "redis://[::1]:6379", "unix:///s?db=1", "x"):
+        for url in (
+            *("embedded:", "redis://db:6379/1", "redis://[::1]:6379", "unix:///s?db=1", "x"),
+            *("redis+cluster://a:7000,b,[::1]:7001", "rediss+sentinel://a:1,b.c:2/m/0?ca=/ca.pem"),
+        ):
             self.assertEqual(without_password(url), url)

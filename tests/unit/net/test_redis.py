@@ -1,13 +1,15 @@
 from typing import Any
 
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from pelotontx.errors import BrokerUnavailable, ConfigError
-from pelotontx.net.redis import RedisAddress, RedisConnection, ResponseError, SubscriberConnection
+from pelotontx.errors import BrokerUnavailable
+from pelotontx.net.redis import RedisConnection, ResponseError, SubscriberConnection
 
 
 class RecordingTransport:
@@ -80,6 +82,44 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(self.replies, [2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_one_that_is_dropped_counts_as_lost_at_once(self) -> None:
+        lost: list[bool] = []
+        self.connection.on_lost = lambda: lost.append(True)
+        self.connection.send(self.replies.append, "A")
+        self.connection.drop()
+        self.assertTrue(self.transport.aborted)
+        self.connection.send(self.replies.append, "B")
+        self.assertEqual([str(each) for each in self.replies], ["the connection to Redis is lost"])
+        self.assertFalse(self.connection.lost.has_happened)
+        self.lose()
+        self.assertEqual([type(reply) for reply in self.replies], [BrokerUnavailable] * 2)
+        self.assertEqual(lost, [True])
+
+    def test_a_loss_with_a_reason_says_why(self) -> None:
+        for error, reason in (
+            (SSL.Error([("SSL routines", "", "certificate verify failed")]), "TLS: certificate"),
+            (VerificationError([]), "its certificate is for another host"),
+            (OSError(5, "no luck"), "[Errno 5] no luck"),
+        ):
+            self.setUp()
+            self.connection.send(self.replies.append, "A")
+            self.connection.connectionLost(Failure(error))
+            self.assertIn(f"the connection to Redis is lost: {reason}", str(self.replies[0]))
+
+    def test_error_replies_are_judged(self) -> None:
+        self.connection.on_error = lambda error: BrokerUnavailable(f"judged {error}")
+        self.connection.send(self.replies.append, "A")
+        self.connection.dataReceived(b"-ERR no\r\n")
+        self.assertEqual(str(self.replies[0]), "judged ERR no")
+        self.assertIsInstance(self.replies[0], BrokerUnavailable)
+
+    def test_asking_goes_before_each_command(self) -> None:
+        self.connection.is_asking = True
+        self.connection.send(self.replies.append, "A")
+        self.assertEqual(self.transport.written, b"*1\r\n$6\r\nASKING\r\n*1\r\n$1\r\nA\r\n")
+        self.connection.dataReceived(b"+OK\r\n:1\r\n")
+        self.assertEqual(self.replies, [1])
+
     def test_what_is_no_redis_is_left(self) -> None:
         self.connection.dataReceived(b"HTTP/1.1 400 Bad Request\r\n")
         self.assertTrue(self.transport.aborted)
@@ -126,23 +166,3 @@ class SubscriberTests(ConnectionTests):
         self.connection.dataReceived(b"-NOPERM no\r\n")
         self.failureResultOf(done, ResponseError)
         self.assertFalse(self.transport.aborted)
-
-
-class AddressTests(SynchronousTestCase):
-    def test_parts_are_read_and_unquoted(self) -> None:
-        address = RedisAddress("redis://me:p%40w@h:7000/3")
-        self.assertEqual(
-            (address.username, address.password, address.host, address.port, address.db),
-            ("me", "p@w", "h", 7000, 3),
-        )
-        address = RedisAddress("unix:///run/r%20s.sock?db=2")
-        self.assertEqual((address.path, address.db, address.password), ("/run/r s.sock", 2, None))
-
-    def test_another_url_is_refused_without_showing_it(self) -> None:
-        for url in ("http://h", "unix:relative", "redis://:secret@h:port", "redis://h/x"):
-            with self.assertRaises(ConfigError) as caught:
-                RedisAddress(url)
-            self.assertNotIn("secret", str(caught.exception))
-
-    def test_no_password_shows_in_its_name(self) -> None:
-        self.assertEqual(str(RedisAddress("redis://:secret@h")), "redis://h:6379")

@@ -76,6 +76,20 @@ class TestGoldenBytes:
             b'"args":1}}'
         )
 
+    @pytest.mark.parametrize(
+        "encoded",
+        [
+            juggler.encode_res(U2, U1, "test.echo", b'"0012"'),
+            juggler.encode_res(U2, U1, "test.echo", b""),
+            juggler.encode_evnt(U2, U1, "room", b"[1.50]"),
+            juggler.encode_evnt(U2, U1, "room", b"1", "r*"),
+            juggler.encode_ack(U2, juggler.decode_request(request(1, uri="test.echo"))),
+            juggler.encode_nack(U2, juggler.decode_request(request(3, channel="é")), 403, 'no "'),
+        ],
+    )
+    def test_a_response_by_its_fields_is_the_same(self, encoded: bytes) -> None:
+        assert juggler.encode_response(juggler.decode_response(encoded)) == encoded
+
     def test_broker_payloads_leave_out_empty_args(self) -> None:
         assert juggler.encode_call_payload(U1, U2, "a.b", b'"0012"') == (
             b'{"conn_uuid":"11111111-1111-4111-8111-111111111111",'
@@ -170,6 +184,25 @@ class TestDecoding:
     )
     def test_json_at_the_limits_passes(self, args: bytes) -> None:
         juggler.check_json(args)
+
+    def test_the_limits_can_be_others(self) -> None:
+        wide = juggler.JsonLimits(depth=40, keys=2000)
+        juggler.check_json(b"[" * 40 + b"]" * 40, wide)
+        keys = b"{" + b",".join(b'"k%d":1' % n for n in range(1025)) + b"}"
+        juggler.check_json(keys, wide)
+        for encoded in (b"[[[]]]", b'{"a":{"b":[]}}', b'[{"a":1,"b":2}]'):
+            with pytest.raises(RemoteProtocolError):
+                juggler.check_json(encoded, juggler.JsonLimits(depth=2, keys=1))
+
+    @pytest.mark.parametrize("type_", [256, 300, 2**40])
+    def test_types_of_applications_are_taken_when_they_are_wanted(self, type_: int) -> None:
+        message = juggler.decode_request(request(type_, args=[1]), applications=True)
+        assert (message.meta.type, bytes(message.payload.args)) == (type_, b"[1]")
+        with pytest.raises(RemoteProtocolError):
+            juggler.decode_request(request(type_))
+        for other in (0, 5, 6, 8, 11, 255, -1):
+            with pytest.raises(RemoteProtocolError):
+                juggler.decode_request(request(other), applications=True)
 
     def test_server_messages_decode(self) -> None:
         message = juggler.decode_response(juggler.encode_res(U2, U1, "a", b'{"x":1}') + b"\n")
