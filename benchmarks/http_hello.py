@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -26,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
+
+from support import free_port, peer_python
 
 BODY = b"Hello, this is 27 bytes ok."
 PEERS = ("uvicorn", "uvloop", "httptools")
@@ -94,24 +94,6 @@ async def app(scope, receive, send):
 """
 
 
-def peer_python() -> str:
-    """An interpreter that has the peers: this one, or one of a venv made for them."""
-    if all(importlib.util.find_spec(name) for name in PEERS):
-        return sys.executable
-    home = Path(tempfile.gettempdir()) / "pelotontx-benchmark-peers"
-    python = home / "bin" / "python"
-    if not python.exists():
-        venv.create(home, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS], check=True)
-    return str(python)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Server:
     """A server in a process of its own on core 0."""
 
@@ -121,7 +103,7 @@ class Server:
         if name == "uvicorn":
             (folder / "hello_asgi.py").write_text(ASGI)
             options = "--loop uvloop --http httptools --no-access-log --log-level warning"
-            command = [peer_python(), "-m", "uvicorn", "hello_asgi:app", *options.split()]
+            command = [peer_python(*PEERS), "-m", "uvicorn", "hello_asgi:app", *options.split()]
             command += ["--port", str(self.port), "--app-dir", str(folder)]
         else:
             command = [sys.executable, __file__, "--serve", name, "--port", str(self.port)]

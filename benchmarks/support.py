@@ -6,6 +6,7 @@ Everything listens on 127.0.0.1, and every program that is started here is ended
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -167,6 +169,18 @@ def script(name: str) -> str:
     if path is None:
         raise RuntimeError(f"{name} is not installed")
     return path
+
+
+def peer_python(*packages: str) -> str:
+    """An interpreter that has the packages of peers: this one, or one of a venv made for them."""
+    if all(importlib.util.find_spec(package) for package in packages):
+        return sys.executable
+    home = Path(tempfile.gettempdir()) / f"pelotontx-benchmark-{'-'.join(sorted(packages))}"
+    python = home / "bin" / "python"
+    if not python.exists():
+        venv.create(home, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return str(python)
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -46,3 +46,26 @@ def test_rpc_loses_and_crosses_no_call_and_leaves_redis_empty(rpc: dict[str, Any
 
 def test_rpc_names_the_versions_that_its_figures_belong_to(rpc: dict[str, Any]) -> None:
     assert {"python", "kernel", "pelotontx", "Twisted", "redis"} <= rpc["versions"].keys()
+
+
+def test_fanout_delivers_every_event_to_every_subscriber(tmp_path: Path) -> None:
+    path = tmp_path / "fanout.json"
+    done = run(
+        *("fanout.py", "--quick", "--seconds", "0.2", "--cells", "60x2", "--json", str(path)),
+        *("--without", "aiohttp"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (cell,) = json.loads(path.read_text())["cells"]
+    assert set(cell["systems"]) == {"websockets", "ours", "ours+redis"}
+    for system in cell["systems"].values():
+        assert (system["lost"], system["wrong"]) == (0, 0)
+        assert system["deliveries"] > 0
+
+
+def test_gateway_compares_hooks_and_middlewares_with_none(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.json"
+    done = run("gateway.py", "--quick", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(path.read_text())["microseconds"]
+    assert set(figures) == {"none", "one hook", "one middleware", "four middlewares"}
+    assert all(us > 0 for kind in figures.values() for us in kind.values())
