@@ -3,6 +3,8 @@
 # make lint   style and types
 # make bench  the benchmarks
 # make conformance  all of Autobahn's WebSocket cases (a short form is in make test)
+# make docker-check  build docker/'s image in a clean root, without a docker engine, and run it (root)
+# make chaos  the kill tests in full (a short form is in make test)
 # make clean  remove what the others made
 
 PORT ?= 8080
@@ -10,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-reactors lint bench clean debian conformance
+.PHONY: run test test-reactors lint bench clean debian conformance chaos docker-check
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c "import ensurepip" 2>/dev/null || tests/install-debian-packages python3-venv
@@ -46,13 +48,24 @@ lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/entrypoint docker/prove
+
+docker-check:
+	tests/install-debian-packages debootstrap buildah podman runc iproute2
+	docker/prove
 
 conformance: $(VENV)/.tests
 	PELOTON_CONFORMANCE=all $(BIN)/python -m pytest tests/integration/test_conformance.py
 
+chaos: debian $(VENV)/.tests
+	$(BIN)/python -m pytest tests/chaos/seeds.py
+
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/http_hello.py
 	$(BIN)/python benchmarks/rpc.py
+	$(BIN)/python benchmarks/fanout.py
+	$(BIN)/python benchmarks/gateway.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

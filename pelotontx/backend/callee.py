@@ -138,7 +138,7 @@ class CalleeService(Service):
         new_source: Callable[[], BrokerCallee],
         *,
         clock: IReactorTime,
-        concurrency: int = 64,
+        concurrency: int = 256,
         threads: int = 8,
         result_limit_bytes: int = 1024 * 1024,
         stop_timeout_s: float = 10.0,

@@ -113,6 +113,7 @@ class Hub:
         wheel: for deadlines.
         pending_limit: calls that wait for a result; past it a call is refused, so that results
             never outnumber what the broker keeps for us. 0 = any number.
+        json_limits: of results and events that other programs made.
 
     Attributes:
         calls_stored, calls_refused, calls_expired: by the broker; without a result in time.
@@ -125,12 +126,19 @@ class Hub:
     _log = Logger()
 
     def __init__(
-        self, *, caller: Caller, pubsub: PubSub, wheel: Wheel, pending_limit: int = 0
+        self,
+        *,
+        caller: Caller,
+        pubsub: PubSub,
+        wheel: Wheel,
+        pending_limit: int = 0,
+        json_limits: juggler.JsonLimits = juggler.JSON_LIMITS,
     ) -> None:
         self._caller = caller
         self._pubsub = pubsub
         self._wheel = wheel
         self._pending_limit = pending_limit or sys.maxsize
+        self._json_limits = json_limits
         self._next_id = juggler.MessageIds(os.urandom(16)).next
         self._pending: dict[str, PendingCall] = {}
         self._topics: dict[tuple[str, bool], _Topic] = {}
@@ -249,7 +257,7 @@ class Hub:
         self.forget(call)
         self.results_delivered += 1
         try:
-            juggler.check_json(args)
+            juggler.check_json(args, self._json_limits)
         except RemoteProtocolError as error:  # another program's
             self.payloads_failed += 1
             args = juggler.encode_error(f"the result cannot be sent: {error}")
@@ -331,7 +339,7 @@ class Hub:
         self.events_received += 1
         try:
             decoded = juggler.decode_event_payload(payload)
-            juggler.check_json(decoded.args)
+            juggler.check_json(decoded.args, self._json_limits)
         except RemoteProtocolError as error:
             self.payloads_failed += 1
             self._log.warn(

@@ -109,6 +109,13 @@ class Caller(Part, Protocol):
         """
         ...
 
+    def queue_lengths(self) -> Deferred[dict[str, int]]:
+        """How many calls wait for each URI that was called lately; of some hundred at most.
+
+        Of URIs that cannot be asked about nothing is told; never fails.
+        """
+        ...
+
 
 class Callee(Part, Protocol):
     """The callee's side of calls; one `take_calls` at a time."""

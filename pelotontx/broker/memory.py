@@ -50,6 +50,10 @@ class MemoryBroker:
         """How many calls nobody has taken."""
         return sum(map(len, self._calls.values()))
 
+    def queue_lengths(self) -> dict[str, int]:
+        """How many calls wait for each URI."""
+        return {uri: len(calls) for uri, calls in self._calls.items()}
+
     def start(self) -> None:
         """Nothing to connect."""
 
@@ -221,6 +225,10 @@ class MemoryCaller:
         expires_at_s = self._clock.seconds() + timeout_ms / 1000
         call = IncomingCall(uri, self.conn_uuid, msg_uuid, args, expires_at_s)
         stored(None if self._broker.put_call(call) else QueueFull(uri))
+
+    def queue_lengths(self) -> Deferred[dict[str, int]]:
+        """See `pelotontx.broker.interface.Caller`."""
+        return succeed(self._broker.queue_lengths())
 
 
 class MemoryCallee:

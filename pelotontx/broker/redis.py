@@ -148,6 +148,10 @@ class RedisCaller:
             stored,
         )
 
+    def queue_lengths(self) -> Deferred[dict[str, int]]:
+        """See `pelotontx.broker.interface.Caller`."""
+        return self._store.lengths()
+
 
 class _ResultsList:
     """One list of results, and the connection that waits for them."""

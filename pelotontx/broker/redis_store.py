@@ -8,6 +8,7 @@ from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -19,6 +20,8 @@ _log = Logger(namespace="pelotontx.broker.redis")
 
 # Entries a script: Lua's unpack fails near 8000, and a long script keeps everybody else waiting.
 BATCH_LIMIT: Final = 500
+# Lists whose lengths can be asked for; clients choose their names, so that they are bounded.
+_RECENT_LIMIT: Final = 256
 # The least life of a list: far longer than a call, so that entries which a server that knows of no
 # expiry has put on the same list are not cut short.
 LIST_LIFE_MS: Final = 600_000
@@ -69,6 +72,7 @@ class Store:
         self._cap = cap
         self._batches: dict[tuple[str, bool], _Batch] = {}
         self._flush_call: IDelayedCall | None = None
+        self._recent: dict[str, str] = {}
 
     def add(
         self,
@@ -93,6 +97,7 @@ class Store:
         batch = self._batches.get(where)
         if batch is None:
             batch = self._batches[where] = _Batch(name)
+            self._note(name, list_key)
             if self._flush_call is None:
                 self._flush_call = self._reactor.callLater(0, self._flush)
         if timeout_key:
@@ -103,6 +108,31 @@ class Store:
         if len(batch.entries) == BATCH_LIMIT:
             del self._batches[where]
             self._send(list_key, batch)
+
+    def _note(self, name: str, list_key: str) -> None:
+        """Remembers the lists that were stored to last."""
+        self._recent.pop(name, None)
+        self._recent[name] = list_key
+        if len(self._recent) > _RECENT_LIMIT:
+            del self._recent[next(iter(self._recent))]
+
+    def lengths(self) -> Deferred[dict[str, int]]:
+        """How many entries each of the lists holds that were stored to last, by name."""
+        recent, found = dict(self._recent), dict[str, int]()
+        asked: Deferred[dict[str, int]] = Deferred()
+        left = len(recent)
+
+        def replied(name: str, reply: Reply) -> None:
+            nonlocal left
+            left -= 1
+            if type(reply) is int:
+                found[name] = reply
+            if left == 0 and not asked.called:
+                asked.callback(found)
+
+        for name, list_key in recent.items():
+            self._client.send(partial(replied, name), list_key, "LLEN", list_key)
+        return asked if recent else succeed(found)
 
     def stop(self) -> None:
         """Sends what waits; nothing is left in the reactor."""

@@ -128,7 +128,7 @@ def _add_callee(commands: _Commands) -> None:
         "redis://127.0.0.1:6379",
     )
     parser.add_argument(
-        "--concurrency", metavar="N", type=_positive, default=64, help="calls at once (default 64)"
+        "--concurrency", metavar="N", type=_positive, default=256, help="at once (default 256)"
     )
     parser.add_argument(
         "--threads",

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NoReturn
 
-from pelotontx.config.sections import SECTIONS, Config, Key, Section
+from pelotontx.config.keys import Key
+from pelotontx.config.sections import SECTIONS, Config, Section
 from pelotontx.config.values import Unusable, shown
 from pelotontx.errors import ConfigError
 

@@ -6,7 +6,8 @@ import json
 import textwrap
 from collections.abc import Iterator
 
-from pelotontx.config.sections import SECTIONS, Config, Key, Section
+from pelotontx.config.keys import Key
+from pelotontx.config.sections import SECTIONS, Config, Section
 
 _HEAD = """\
 Every key with its default. A line "#key" or "#[[section]]" is an example; drop the # to use it.

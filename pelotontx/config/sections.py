@@ -8,9 +8,10 @@ A field is named as its key, with the unit behind: `head_timeout = "10s"` is `he
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from pelotontx.config.keys import Key, inherited, key, keys, required, wait
 from pelotontx.config.texts import (
     APPLICATION,
     BROKER_URL,
@@ -24,121 +25,62 @@ from pelotontx.config.texts import (
     PUBSUB_URL,
     URL_PATH,
 )
-from pelotontx.config.values import Choice, Duration, Flag, Integer, Kind, Size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """One key of the configuration.
-
-    Attributes:
-        kind: how its values are read.
-        help: what it does, and why a limit is there; sentences.
-        default: as written in TOML; for a key without default, an example.
-        required: it has no default.
-        at_most: the dotted key whose value this one may not pass, or "".
-        inherits: the dotted key whose value counts where this one is not given, or "".
-        option: the command line option that sets it, or "".
-        name: its name in TOML, filled in when the sections are collected.
-        attribute: its field's name.
-    """
-
-    kind: Kind
-    help: str
-    default: Any
-    required: bool = False
-    at_most: str = ""
-    inherits: str = ""
-    option: str = ""
-    name: str = ""
-    attribute: str = ""
-
-
-def _key(default: Any, kind: Kind, help: str, *, at_most: str = "", option: str = "") -> Any:
-    key = Key(kind=kind, help=help, default=default, at_most=at_most, option=option)
-    # A secret must not come out of a repr in some log or traceback.
-    return field(default=kind.read(default), repr=not kind.secret, metadata={"key": key})
-
-
-def _required(example: str, kind: Kind, help: str) -> Any:
-    key = Key(kind=kind, help=help, default=example, required=True)
-    return field(metadata={"key": key})
-
-
-def _keys(cls: type[Any]) -> dict[str, Key]:
-    keys = {}
-    for entry in fields(cls):
-        key: Key = entry.metadata["key"]
-        name = entry.name.removesuffix(key.kind.unit)
-        keys[name] = replace(key, name=name, attribute=entry.name)
-    return keys
-
-
-def _inherited(dotted: str, base: type[Any], help: str, *, at_most: str = "") -> Any:
-    """A key of a table for some names only; None: `dotted`, a key of `base`, holds for them."""
-    key = _keys(base)[dotted.partition(".")[2]]
-    own = replace(key, help=help, at_most=at_most, inherits=dotted)
-    return field(default=None, metadata={"key": own})
-
-
-def _wait(default: str, help: str, *, most: str = "1h", **more: str) -> Any:
-    """A deadline: never zero, since every wait ends."""
-    return _key(default, Duration("1ms", most), help, **more)
+from pelotontx.config.values import Choice, Duration, Flag, Integer, Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """`[server]`."""
 
-    listen: tuple[str, ...] = _key(
+    listen: tuple[str, ...] = key(
         ["tcp:8080:interface=127.0.0.1"],
         ENDPOINTS,
         "Where to listen. Loopback only, until you decide who may reach the server.",
         option="--listen",
     )
-    development: bool = _key(
+    development: bool = key(
         False,
         Flag(),
         "Error pages show tracebacks. They tell strangers about your code: not in production.",
     )
-    drain_timeout_s: float = _key(
+    drain_timeout_s: float = key(
         "10s",
         Duration("0s", "1h"),
         "How long a stop waits for calls and requests in flight. Past it they are cut off, since "
         "a stop that waits for ever ends in a kill.",
     )
-    connections_limit: int = _key(
+    connections_limit: int = key(
         12_000,
         Integer(1, 1_000_000),
         "Connections of this process. Past it new ones are refused: each needs a file descriptor "
         "and memory, and those who are connected come first.",
     )
-    address_connections_limit: int = _key(
+    address_connections_limit: int = key(
         100,
         Integer(0, 1_000_000),
         "Connections of one address (IPv6: of a /64). Further ones are cut off: one client must "
         "not take all the room; 0: any number.",
     )
-    address_handshake_rate: int = _key(
+    address_handshake_rate: int = key(
         20,
         Integer(0, 1_000_000),
         "New connections a second of one address. Further ones are cut off: each costs a "
         "handshake, under TLS a dear one; 0: any rate.",
     )
-    trusted: tuple[str, ...] = _key(
+    trusted: tuple[str, ...] = key(
         ["127.0.0.0/8", "::1"],
         NETWORKS,
         "Addresses and networks without these two limits. Name your proxies and balancers here: "
         "all of their clients come from their address.",
     )
-    node: str = _key("", NAME, "This server's name in /health; empty: the host's name.")
+    node: str = key("", NAME, "This server's name in /health; empty: the host's name.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """`[broker]`."""
 
-    url: str = _key(
+    url: str = key(
         "embedded:",
         BROKER_URL,
         "Where calls and events go. embedded: a Valkey of our own, started and ended with the "
@@ -146,28 +88,28 @@ class BrokerConfig:
         "unix:///run/redis.sock?db=0: a server of yours, shared by several of ours.",
         option="--broker",
     )
-    pubsub_url: str = _key(
+    pubsub_url: str = key(
         "",
         PUBSUB_URL,
         "Where events go, if elsewhere: an URL as in url. Calls and events then do not slow each "
         "other down, and each can grow by itself; empty: where calls go.",
     )
-    connect_timeout_s: float = _wait(
+    connect_timeout_s: float = wait(
         "5s", "A connection to the broker that takes longer is given up and tried again.", most="5m"
     )
-    reply_timeout_s: float = _wait(
+    reply_timeout_s: float = wait(
         "5s",
         "A command that is not answered in this time means that the broker is unavailable: "
         "clients get a definite answer instead of waiting on a server that hangs.",
         most="5m",
     )
-    call_cap: int = _key(
+    call_cap: int = key(
         10_000,
         Integer(0, 100_000_000),
         "Calls that may wait for the callees of one URI. Past it calls are refused, so that a "
         "dead callee does not fill the broker's memory; 0: no cap.",
     )
-    result_cap: int = _key(
+    result_cap: int = key(
         20_000,
         Integer(0, 100_000_000),
         "Results that may wait for one server process, and so the calls that it has in flight: "
@@ -179,75 +121,75 @@ class BrokerConfig:
 class HttpConfig:
     """`[http]`."""
 
-    request_line_limit_bytes: int = _key(
+    request_line_limit_bytes: int = key(
         "8190B",
         Size("64B", "1MiB"),
         "A request line. Longer: 414; patterns of routes run over the path, so it is bounded.",
         at_most="http.head_limit",
     )
-    field_limit_bytes: int = _key(
+    field_limit_bytes: int = key(
         "8190B",
         Size("64B", "1MiB"),
         "One header field. Longer: 431; a head is kept in memory until it is complete.",
         at_most="http.head_limit",
     )
-    head_limit_bytes: int = _key(
+    head_limit_bytes: int = key(
         "16KiB",
         Size("64B", "16MiB"),
         "The whole head of a request. Longer: 431; it is what a stranger can make us keep.",
     )
-    fields_limit: int = _key(
+    fields_limit: int = key(
         100,
         Integer(1, 10_000),
         "Header fields of a request. More: 431; each costs a parser's turn and an object.",
     )
-    head_timeout_s: float = _wait(
+    head_timeout_s: float = wait(
         "10s",
         "A head must be complete within this time, however steadily it drips: 408. Against "
         "clients that hold connections open with unfinished requests.",
     )
-    body_limit_bytes: int = _key(
+    body_limit_bytes: int = key(
         "1MiB",
         Size("0B", "1024GiB"),
         "A request's body. Larger: 413; bodies are held in memory.",
     )
-    body_idle_timeout_s: float = _wait(
+    body_idle_timeout_s: float = wait(
         "30s", "A body of which nothing comes for this time: 408. Its sender is gone."
     )
-    body_rate_bytes: int = _key(
+    body_rate_bytes: int = key(
         "1KiB",
         Size("0B", "1GiB"),
         "A body must come with at least so many bytes a second on average: 408. Against bodies "
         "that drip; 0: any rate.",
     )
-    body_rate_grace_s: float = _key(
+    body_rate_grace_s: float = key(
         "10s",
         Duration("0s", "1h"),
         "body_rate is asked for after this time only, so that a slow start is forgiven.",
     )
-    write_idle_timeout_s: float = _wait(
+    write_idle_timeout_s: float = wait(
         "30s",
         "A response of which the client takes nothing for this time is aborted: it would hold "
         "its buffer for ever.",
     )
-    write_buffer_limit_bytes: int = _key(
+    write_buffer_limit_bytes: int = key(
         "1MiB",
         Size("4KiB", "1GiB"),
         "Bytes of responses that wait for one client. Past it the connection is aborted or its "
         "source paused: what is not read must not fill our memory.",
     )
-    idle_timeout_s: float = _wait(
+    idle_timeout_s: float = wait(
         "15s",
         "A kept-alive connection without a request is closed after this time: it holds a file "
         "descriptor that another client may need.",
     )
-    requests_limit: int = _key(
+    requests_limit: int = key(
         1000,
         Integer(1, 1_000_000_000),
         "Requests of one connection, which is then closed after the answer: clients spread "
         "again over the servers behind a balancer.",
     )
-    pipeline_limit_bytes: int = _key(
+    pipeline_limit_bytes: int = key(
         "16KiB",
         Size("1KiB", "16MiB"),
         "Bytes of pipelined requests that may wait behind one that is being answered. Past it "
@@ -259,70 +201,70 @@ class HttpConfig:
 class WebSocketConfig:
     """`[websocket]`."""
 
-    message_limit_bytes: int = _key(
+    message_limit_bytes: int = key(
         "64KiB",
         Size("128B", "256MiB"),
         "A message from a client, all fragments together. Larger: close 1009; it is held in "
         "memory and decoded in one go.",
     )
-    fragments_limit: int = _key(
+    fragments_limit: int = key(
         1024,
         Integer(1, 1_000_000),
         "Fragments of one message. More: close 1009; empty ones cost time and pass every limit "
         "on bytes.",
     )
-    frame_rate: int = _key(
+    frame_rate: int = key(
         2000,
         Integer(0, 100_000_000),
         "Pings, pongs and fragments a second of one connection. Past it: close 1008; they pass by "
         "rpc.message_rate and cost as much as messages; 0: any rate.",
     )
-    deflate: bool = _key(
+    deflate: bool = key(
         False,
         Flag(),
         "Take the offer of clients to compress messages (permessage-deflate, without context "
         "takeover). Saves network and costs time: a compressed message takes several times the "
         "work of a plain one.",
     )
-    deflate_from_bytes: int = _key(
+    deflate_from_bytes: int = key(
         "256B",
         Size("0B", "1GiB"),
         "Messages of ours below this length go uncompressed: they would hardly get shorter.",
     )
-    origins: tuple[str, ...] = _key(
+    origins: tuple[str, ...] = key(
         [],
         ORIGINS,
         "Origins whose pages may connect besides our own. Any other page in a user's browser "
         "could else act in that user's name.",
     )
-    allow_empty_subprotocol: bool = _key(
+    allow_empty_subprotocol: bool = key(
         False,
         Flag(),
         "Take clients that offer no juggler.0 subprotocol, as old ones do.",
     )
-    ping_interval_s: float = _wait(
+    ping_interval_s: float = wait(
         "25s",
         "A ping is sent after about this time (20 % more or less, so that clients spread). Keeps "
         "connections through proxies that cut idle ones after 30 s.",
     )
-    pong_timeout_s: float = _wait(
+    pong_timeout_s: float = wait(
         "10s", "A ping not answered in this time closes the connection: the client is gone."
     )
-    open_timeout_s: float = _wait(
+    open_timeout_s: float = wait(
         "5s", "The opening handshake must be complete within this time.", most="5m"
     )
-    close_timeout_s: float = _wait(
+    close_timeout_s: float = wait(
         "2s",
         "A client has this time to answer a close frame; then the connection is aborted.",
         most="5m",
     )
-    outbound_limit_bytes: int = _key(
+    outbound_limit_bytes: int = key(
         "1MiB",
         Size("1KiB", "1GiB"),
         "Bytes that wait for one client, results and events together. Past it: close 4008, slow "
         "consumer; one who does not read must not fill our memory.",
     )
-    slow_message_threshold_s: float = _wait(
+    slow_message_threshold_s: float = wait(
         "100ms", "Messages that take longer to handle are counted as slow in the metrics."
     )
 
@@ -331,90 +273,90 @@ class WebSocketConfig:
 class RpcConfig:
     """`[rpc]`."""
 
-    call_timeout_s: float = _wait(
+    call_timeout_s: float = wait(
         "60s",
         "The time that a call has when its client names none.",
         most="24h",
         at_most="rpc.call_timeout_limit",
     )
-    call_timeout_limit_s: float = _wait(
+    call_timeout_limit_s: float = wait(
         "300s",
         "The longest time that a client may ask for: a waiting call holds memory here and in the "
         "broker.",
         most="24h",
     )
-    calls_limit: int = _key(
+    calls_limit: int = key(
         64,
         Integer(1, 1_000_000),
         "Calls in flight on one connection. More: NACK; one client must not take all callees.",
     )
-    subscriptions_limit: int = _key(
+    subscriptions_limit: int = key(
         128,
         Integer(1, 1_000_000),
         "Subscriptions of one connection. More: NACK; each is kept here and in the broker.",
     )
-    channel_limit_bytes: int = _key(
+    channel_limit_bytes: int = key(
         "255B",
         Size("1B", "64KiB"),
         "A channel's name. Longer: NACK; names are kept for every subscription.",
     )
-    patterns: bool = _key(
+    patterns: bool = key(
         False,
         Flag(),
         "Allow subscriptions to patterns. They reach every channel that matches, also those a "
         "client should not know of, and each costs time at every event.",
     )
-    message_rate: int = _key(
+    message_rate: int = key(
         50,
         Integer(0, 1_000_000),
         "Messages a second of one connection. Past it: NACK 429, then close 4029; one client "
         "must not slow the others down; 0: any rate.",
     )
-    message_burst: int = _key(
+    message_burst: int = key(
         100,
         Integer(1, 1_000_000),
         "Messages that may come at once before message_rate counts.",
     )
-    result_limit_bytes: int = _key(
+    result_limit_bytes: int = key(
         "1MiB",
         Size("128B", "256MiB"),
         "A result from a callee. Larger: the caller gets an error instead; a result past "
         "websocket.outbound_limit would close its connection.",
         at_most="websocket.outbound_limit",
     )
-    args_limit_bytes: int = _key(
+    args_limit_bytes: int = key(
         "0B",
         Size("0B", "256MiB"),
         "The args of a call or an event. Larger: NACK; they wait in the broker's memory; 0: as "
         "large as a message may be.",
     )
-    json_depth_limit: int = _key(
+    json_depth_limit: int = key(
         32,
         Integer(1, 500),
         "Objects and arrays in each other, in args and results. Deeper: close 1007; depth costs "
         "every decoder stack.",
     )
-    json_keys_limit: int = _key(
+    json_keys_limit: int = key(
         1024,
         Integer(1, 1_000_000),
         "Keys of one object, in args and results. More: close 1007; they cost every decoder time.",
     )
-    waiting_limit: int = _key(
+    waiting_limit: int = key(
         256,
         Integer(1, 100_000),
         "Messages of one connection that wait for middleware, or for the broker to confirm what "
         "stands before them. More: NACK, and for outgoing ones close 1011; they are held in "
         "memory.",
     )
-    close_uri: str = _key(
+    close_uri: str = key(
         "", NAME, "A call to this URI closes the connection with 1000 bye; empty: none does."
     )
-    gateway: str = _key(
+    gateway: str = key(
         "",
         GATEWAY,
         "Your middlewares and hooks, a pelotontx.gateway.juggler.Gateway; empty: none.",
     )
-    hook_timeout_s: float = _wait(
+    hook_timeout_s: float = wait(
         "10s",
         "What middlewares and hooks may take for one message, which then gets a NACK: the "
         "connection's other messages wait behind it.",
@@ -425,27 +367,27 @@ class RpcConfig:
 class UriConfig:
     """One `[[uri]]`."""
 
-    glob: str = _required("shop.*", GLOB, "The URIs.")
-    call_cap: int | None = _inherited(
+    glob: str = required("shop.*", GLOB, "The URIs.")
+    call_cap: int | None = inherited(
         "broker.call_cap", BrokerConfig, "Calls that may wait for the callees of one."
     )
-    call_timeout_s: float | None = _inherited(
+    call_timeout_s: float | None = inherited(
         "rpc.call_timeout",
         RpcConfig,
         "The time that a call has when its client names none; call_timeout_limit holds for it too.",
     )
-    call_timeout_limit_s: float | None = _inherited(
+    call_timeout_limit_s: float | None = inherited(
         "rpc.call_timeout_limit",
         RpcConfig,
         "The longest time that a client may ask for.",
     )
-    calls_limit: int | None = _inherited(
+    calls_limit: int | None = inherited(
         "rpc.calls_limit",
         RpcConfig,
         "Calls of these together in flight on one connection; rpc.calls_limit counts them too.",
     )
-    args_limit_bytes: int | None = _inherited("rpc.args_limit", RpcConfig, "The args of a call.")
-    result_limit_bytes: int | None = _inherited(
+    args_limit_bytes: int | None = inherited("rpc.args_limit", RpcConfig, "The args of a call.")
+    result_limit_bytes: int | None = inherited(
         "rpc.result_limit",
         RpcConfig,
         "A result from a callee, which has rpc.result_limit itself.",
@@ -457,29 +399,29 @@ class UriConfig:
 class ChannelConfig:
     """One `[[channel]]`."""
 
-    glob: str = _required("room.*", GLOB, "The channels.")
-    args_limit_bytes: int | None = _inherited("rpc.args_limit", RpcConfig, "The args of an event.")
+    glob: str = required("room.*", GLOB, "The channels.")
+    args_limit_bytes: int | None = inherited("rpc.args_limit", RpcConfig, "The args of an event.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathsConfig:
     """`[paths]`."""
 
-    websocket: str = _key("/ws", URL_PATH, "The WebSocket for calls, events and publishing.")
-    health: str = _key("/health", URL_PATH, "Whether the server and its broker are well, JSON.")
-    metrics: str = _key("/metrics", URL_PATH, "Metrics in Prometheus' format.")
-    debug_vars: str = _key(
+    websocket: str = key("/ws", URL_PATH, "The WebSocket for calls, events and publishing.")
+    health: str = key("/health", URL_PATH, "Whether the server and its broker are well, JSON.")
+    metrics: str = key("/metrics", URL_PATH, "Metrics in Prometheus' format.")
+    debug_vars: str = key(
         "/debug/vars", URL_PATH, "Counters under juggler's names, for juggler's tools, JSON."
     )
-    client: str = _key("/peloton.js", URL_PATH, "The client for browsers, an ES module.")
-    demo: str = _key("/", URL_PATH, "The demo page, served while web.app names no application.")
+    client: str = key("/peloton.js", URL_PATH, "The client for browsers, an ES module.")
+    demo: str = key("/", URL_PATH, "The demo page, served while web.app names no application.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebConfig:
     """`[web]`."""
 
-    app: str = _key(
+    app: str = key(
         "",
         APPLICATION,
         "Your web application, a pelotontx.web.app.App; empty: none, the demo is served.",
@@ -490,19 +432,19 @@ class WebConfig:
 class CalleeConfig:
     """One `[[callee]]`."""
 
-    object: str = _required("shop.rpc:callee", OBJECT, "The callee: a pelotontx Callee object.")
-    processes: int = _key(
+    object: str = required("shop.rpc:callee", OBJECT, "The callee: a pelotontx Callee object.")
+    processes: int = key(
         0,
         Integer(0, 1024),
         "Processes of its own that run it; 0: it runs inside the server's process.",
     )
-    concurrency: int = _key(
-        64,
+    concurrency: int = key(
+        256,
         Integer(1, 10_000),
         "Calls that one process takes and runs at a time. The others wait in the broker, where "
         "another process can take them.",
     )
-    threads: int = _key(
+    threads: int = key(
         8,
         Integer(1, 1000),
         "Threads of one process for plain functions, which may block; inline ones and coroutines "
@@ -516,13 +458,13 @@ class CalleeConfig:
 class LogConfig:
     """`[log]`."""
 
-    level: str = _key(
+    level: str = key(
         "info",
         Choice(("debug", "info", "warn", "error")),
         "Events below this level are left out. For `twistd --nodaemon`, which logs to standard "
         "output; with --logfile, as a daemon and under twist, their own options hold.",
     )
-    format: str = _key(
+    format: str = key(
         "text", Choice(("text", "json")), "Lines for people, or one JSON object a line."
     )
 
@@ -597,7 +539,7 @@ def _collect(entry: Field[Any]) -> Section:
         cls=cls,
         help=entry.metadata["help"],
         repeated=entry.metadata["repeated"] is not None,
-        keys=_keys(cls),
+        keys=keys(cls),
     )
 
 

@@ -21,9 +21,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from pelotontx.web.app import App, Request, Response
 
+_LOOK_TIMEOUT_S: Final = 1.0
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Labelled: TypeAlias = Mapping[tuple[str, ...], float]
@@ -60,9 +64,15 @@ class Histogram:
 
 
 class Metrics(Collector):
-    """Values that are read at each scrape; every name gets the prefix ``peloton_``."""
+    """Values that are read at each scrape; every name gets the prefix ``peloton_``.
 
-    def __init__(self) -> None:
+    Args:
+        clock: for timeouts.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._looks: list[Callable[[], Deferred[None]]] = []
         self._collectors: list[Callable[[], Metric]] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -118,9 +128,20 @@ class Metrics(Collector):
         for collector in self._collectors:
             yield collector()
 
-    def page(self) -> bytes:
+    def before(self, look: Callable[[], Deferred[None]]) -> None:
+        """Has `look` find something out before each page; a second at most is waited for it."""
+        self._looks.append(look)
+
+    async def page(self) -> bytes:
         """Everything, in Prometheus' text format."""
+        for look in self._looks:
+            await look().addTimeout(_LOOK_TIMEOUT_S, self._clock).addErrback(_not_in_time)
         return generate_latest(self._registry)
+
+
+def _not_in_time(failure: Failure) -> None:
+    """Then the page has what was found out before."""
+    failure.trap(TimeoutError)
 
 
 def _shown(bound: float) -> str:
@@ -133,9 +154,9 @@ def routes(path: str, metrics: Metrics) -> App:
     app = App()
 
     @app.get(f"^{re.escape(path)}$")
-    def show(request: Request) -> Response:
+    async def show(request: Request) -> Response:
         return Response(
-            200, metrics.page(), {"Cache-Control": "no-store"}, content_type=_CONTENT_TYPE
+            200, await metrics.page(), {"Cache-Control": "no-store"}, content_type=_CONTENT_TYPE
         )
 
     return app

@@ -81,7 +81,7 @@ def _end(reactor: Any, error: BaseException) -> None:
 
 
 def callee_service(
-    callee: Callee, config: Config, *, concurrency: int = 64, threads: int = 8, reactor: Any
+    callee: Callee, config: Config, *, concurrency: int = 256, threads: int = 8, reactor: Any
 ) -> IService:
     """A callee with a broker connection of its own, for a process of its own.
 
@@ -130,6 +130,7 @@ class _Builder:
             pubsub=self.events_broker.pubsub,
             wheel=self.wheel,
             pending_limit=config.broker.result_cap,
+            json_limits=json_limits(config.rpc),
         )
         self.endpoint = self._endpoint()
         self.admission = admission(config.server, reactor)
@@ -142,7 +143,7 @@ class _Builder:
             admission=self.admission,
         )
         self.health = health.Health(reactor, version=pelotontx.__version__)
-        self.metrics = metrics.Metrics()
+        self.metrics = metrics.Metrics(reactor)
         self.debug_vars = debug_vars.DebugVars(shown_command_line(sys.argv))
         self.app = self._app()
         self.http = HTTPFactory(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pelotontx
 from pelotontx.backend.callee import CalleeService
 from pelotontx.broker.hub import Hub
-from pelotontx.broker.interface import Broker
+from pelotontx.broker.interface import Broker, Caller
 from pelotontx.config import Config, without_password
 from pelotontx.gateway.juggler import JugglerEndpoint
 from pelotontx.net.admission import Admission
@@ -94,6 +94,7 @@ def watch_metrics(add: Metrics, watched: Watched) -> None:
     _watch_messages(add, watched.endpoint)
     _watch_calls(add, watched)
     _watch_events(add, watched.hub)
+    _watch_queues(add, watched.broker.caller)
     _watch_broker(add, watched)
     _watch_callees(add, watched.callees)
     _watch_processes(add, watched.processes)
@@ -201,6 +202,17 @@ def _watch_events(add: Metrics, hub: Hub) -> None:
         "Results and events of other programs that could not be passed on.",
         lambda: hub.payloads_failed,
     )
+
+
+def _watch_queues(add: Metrics, caller: Caller) -> None:
+    waiting: dict[tuple[str, ...], float] = {}
+
+    def found(lengths: Mapping[str, int]) -> None:
+        waiting.clear()
+        waiting.update({(uri,): length for uri, length in lengths.items()})
+
+    add.before(lambda: caller.queue_lengths().addCallback(found))
+    add.gauges("calls_waiting", "Calls in the broker that no callee has.", ["uri"], lambda: waiting)
 
 
 def _watch_broker(add: Metrics, watched: Watched) -> None:

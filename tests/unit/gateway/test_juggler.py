@@ -1,12 +1,12 @@
-import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.broker.hub import Hub
-from pelotontx.broker.memory import MemoryBroker, MemoryCaller, MemoryPubSub
+from pelotontx.broker.memory import MemoryBroker, MemoryCaller
 from pelotontx.errors import BrokerUnavailable
 from pelotontx.gateway.juggler import (
     JugglerEndpoint,
@@ -17,78 +17,11 @@ from pelotontx.gateway.juggler import (
 from pelotontx.net.websocket import Handshake, Refused
 from pelotontx.net.wheel import Wheel
 from pelotontx.wire import juggler
+from pelotontx.wire.glob import GlobTable
+from tests.unit.gateway.case import SessionTestCase, SlowPubSub
 
 
-class RecordingConnection:
-    """What a session sends, decoded."""
-
-    peer = "tcp:test"
-
-    def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.closed: tuple[int, str] | None = None
-
-    def send_text(self, payload: bytes) -> None:
-        self.sent.append(json.loads(payload))
-
-    def send_frame(self, frame: bytes) -> None:
-        self.send_text(frame[frame.index(b"{") :])
-
-    def close(self, code: int, reason: str) -> None:
-        self.closed = (code, reason)
-
-    def types(self) -> list[str]:
-        return [juggler.NAMES[message["meta"]["type"]] for message in self.sent]
-
-
-class SilentPubSub(MemoryPubSub):
-    """Never says whether it took an event."""
-
-    def publish(self, channel: str, payload: bytes) -> Deferred[None]:
-        return Deferred()
-
-
-def uuid(n: int) -> str:
-    return f"00000000-0000-4000-8000-{n:012}"
-
-
-class SessionTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.broker = MemoryBroker(self.clock, call_cap=10)
-        wheel = Wheel(self.clock)
-        self.hub = Hub(caller=self.broker.caller, pubsub=self.broker.pubsub, wheel=wheel)
-        self.hub.start()
-        self.callee = self.broker.callee()
-        self.count = 0
-        self.open()
-
-    def open(self, headers: dict[str, str] | None = None, **limits: Any) -> None:
-        self.endpoint = JugglerEndpoint(
-            hub=self.hub, clock=self.clock, limits=JugglerLimits(**limits)
-        )
-        _, open_session = self.endpoint.accept(Handshake(headers or {}, ["juggler.0"], "p"))
-        self.connection = RecordingConnection()
-        self.session = open_session(self.connection)
-
-    def send(self, type_: int, **payload: Any) -> str:
-        self.count += 1
-        message = {"meta": {"type": type_, "uuid": uuid(self.count)}, "payload": payload}
-        self.session.text_received(json.dumps(message).encode())
-        return uuid(self.count)
-
-    def answer(self, args: bytes = b'"done"') -> None:
-        for call in self.successResultOf(self.callee.take_calls(("u",), 100)):
-            self.successResultOf(self.callee.store_result(call, args))
-        self.clock.advance(0)
-
-    def nacks(self) -> list[tuple[int, str]]:
-        return [
-            (message["payload"]["code"], message["payload"]["message"])
-            for message in self.connection.sent
-            if message["meta"]["type"] == juggler.NACK
-        ]
-
+class SessionTests(SessionTestCase):
     def test_a_call_gets_ack_and_then_res(self) -> None:
         sent = self.send(1, uri="u", args=1)
         self.answer()
@@ -101,7 +34,7 @@ class SessionTests(SynchronousTestCase):
         self.send(1, uri="u", timeout=5_000_000)
         self.clock.advance(0.3)
         self.assertEqual(self.connection.types(), ["ACK"])
-        self.assertEqual(self.endpoint.calls_expired, 1)
+        self.assertEqual(self.hub.calls_expired, 1)
 
     def test_a_full_queue_is_nack_500_list_capacity_exceeded(self) -> None:
         for _ in range(11):
@@ -127,10 +60,11 @@ class SessionTests(SynchronousTestCase):
         )
 
     def test_an_event_that_overtakes_the_brokers_word_comes_after_the_ack(self) -> None:
-        pubsub = SilentPubSub(self.broker)
-        self.hub = Hub(caller=self.broker.caller, pubsub=pubsub, wheel=Wheel(self.clock))
+        pubsub = SlowPubSub(self.broker)
+        self.make_hub(pubsub)
         self.open()
         self.send(3, channel="c")
+        pubsub.subscribing[0].callback(None)
         sent = self.send(2, channel="c")
         pubsub.on_event("c", None, juggler.encode_event_payload(sent, b"1"))
         self.assertEqual(self.connection.types(), ["ACK", "ACK", "EVNT"])
@@ -205,7 +139,17 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(self.nacks(), [])
 
     def test_bad_messages_close_with_a_fitting_code(self) -> None:
-        for frame, code in ((b"{", 1007), (b"[]", 1008), (b"\xff\xfe", 1007)):
+        meta = b'{"meta":{"type":%d,"uuid":"00000000-0000-4000-8000-00000000000%b"}'
+        for frame, code in (
+            (b"{", 1007),
+            (b"[]", 1008),
+            (b"\xff\xfe", 1007),
+            (meta % (juggler.CALL, b"1") + b"}", 1008),
+            (meta % (juggler.CALL, b"1") + b',"payload":{"uri":"u","args":1e400}}', 1007),
+            (meta % (juggler.CALL, b"x") + b',"payload":{"uri":"u"}}', 1008),
+            (meta % (juggler.RES, b"1") + b',"payload":{"for":"x"}}', 1002),
+            (meta % (5, b"1") + b',"payload":{}}', 1008),
+        ):
             self.open()
             self.session.text_received(frame)
             assert self.connection.closed is not None
@@ -218,7 +162,7 @@ class SessionTests(SynchronousTestCase):
     def test_a_message_that_takes_long_is_counted(self) -> None:
         self.open(slow_message_s=0.1)
         self.send(4, channel="quick")
-        self.assertEqual(self.endpoint.slow_messages, 0)
+        self.assertEqual(self.endpoint.slow_messages, {})
         store_call = self.broker.caller.store_call
 
         class SlowCaller(MemoryCaller):
@@ -233,7 +177,7 @@ class SessionTests(SynchronousTestCase):
         )
         self.open(slow_message_s=0.1)
         self.send(1, uri="u")
-        self.assertEqual(self.endpoint.slow_messages, 1)
+        self.assertEqual(self.endpoint.slow_messages, {juggler.CALL: 1})
 
     def test_close_uri_says_bye(self) -> None:
         self.open(close_uri="test.close")
@@ -279,6 +223,190 @@ class SessionTests(SynchronousTestCase):
         error = self.connection.sent[-1]["payload"]["args"]["error"]["message"]
         self.assertEqual(error, "the server is stopping")
         self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
+
+
+class OrderTests(SessionTestCase):
+    """What was sent in one go takes effect in that order, over two connections to the broker."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.pubsub = SlowPubSub(self.broker)
+        self.make_hub(self.pubsub)
+        self.open()
+
+    def types_and_channels(self) -> list[tuple[str, str]]:
+        types = self.connection.types()
+        channels = [message["payload"]["channel"] for message in self.connection.sent]
+        return list(zip(types, channels, strict=True))
+
+    def test_a_publication_waits_for_the_subscription_before_it(self) -> None:
+        self.send(3, channel="c")
+        self.send(2, channel="c", args=1)
+        self.assertEqual(self.pubsub.publishing, [])
+        self.pubsub.subscribing[0].callback(None)
+        self.assertEqual(len(self.pubsub.publishing), 1)
+        self.clock.advance(0)
+        self.assertEqual(self.connection.types(), ["ACK", "ACK", "EVNT"])
+
+    def test_a_subscription_waits_for_the_publication_before_it(self) -> None:
+        self.send(2, channel="c", args="not for us")
+        self.send(3, channel="c")
+        self.assertEqual(self.pubsub.subscribing, [])
+        self.clock.advance(0)
+        self.pubsub.publishing[0].callback(None)
+        self.pubsub.subscribing[0].callback(None)
+        self.clock.advance(0)
+        self.assertEqual(self.connection.types(), ["ACK", "ACK"])
+
+    def test_what_waits_is_performed_in_order(self) -> None:
+        self.send(2, channel="a")
+        self.send(3, channel="b")
+        self.send(4, channel="b")
+        self.send(2, channel="c")
+        self.assertEqual(len(self.pubsub.publishing), 1)
+        self.pubsub.publishing[0].callback(None)
+        # The UNSB has ended the waiting for the SUB, and so let the PUB through.
+        self.pubsub.publishing[1].callback(None)
+        answered = [("ACK", "a"), ("ACK", "b"), ("ACK", "b"), ("ACK", "c")]
+        self.assertEqual(self.types_and_channels(), answered)
+
+    def test_calls_do_not_wait(self) -> None:
+        self.send(3, channel="c")
+        self.send(2, channel="c")
+        self.send(1, uri="u")
+        self.assertEqual(self.connection.types(), ["ACK"])
+
+    def test_other_sessions_do_not_wait(self) -> None:
+        self.send(3, channel="c")
+        self.send(2, channel="c")
+        self.open()
+        self.send(2, channel="c")
+        self.assertEqual(len(self.pubsub.publishing), 1)
+
+    def test_what_fails_lets_the_next_go_on(self) -> None:
+        self.send(3, channel="c")
+        self.send(2, channel="c")
+        self.send(3, channel="d")
+        self.pubsub.subscribing[0].errback(Failure(BrokerUnavailable("down")))
+        self.pubsub.publishing[0].errback(Failure(BrokerUnavailable("down")))
+        self.assertEqual(self.connection.types(), ["NACK", "NACK"])
+        self.assertEqual(len(self.pubsub.subscribing), 2)
+
+    def test_what_waits_is_bounded(self) -> None:
+        self.open(waiting_limit=2)
+        self.send(3, channel="c")
+        for _ in range(3):
+            self.send(2, channel="c")
+        self.assertEqual(self.nacks(), [(429, "too many messages wait")])
+        self.assertEqual(self.endpoint.limits_exceeded, 1)
+
+    def test_many_that_waited_and_are_done_at_once_do_not_recurse(self) -> None:
+        self.open(waiting_limit=5000, message_rate=0)
+        self.send(2, channel="c")
+        self.pubsub.is_quick = True
+        self.send(3, channel="c")
+        for _ in range(3000):
+            self.send(2, channel="c")
+        self.pubsub.publishing[0].callback(None)
+        self.assertEqual(self.connection.types(), ["ACK"] * 3002)
+
+    def test_subscriptions_that_wait_count_too(self) -> None:
+        self.open(subscriptions_limit=1)
+        self.send(2, channel="c")
+        for channel in ("a", "b"):
+            self.send(3, channel=channel)
+        self.pubsub.publishing[0].callback(None)
+        self.assertEqual(self.nacks(), [(429, "1 subscriptions are held")])
+
+    def test_a_lost_connection_forgets_what_waits(self) -> None:
+        self.send(2, channel="c")
+        self.send(3, channel="c")
+        self.session.connection_lost(1006)
+        self.pubsub.publishing[0].callback(None)
+        self.assertEqual((self.pubsub.subscribing, self.hub.topics), ([], 0))
+
+
+class OwnLimitsTests(SessionTestCase):
+    """Some URIs and channels have limits of their own."""
+
+    def open_with(self, glob: str, **own: Any) -> None:
+        self.open()
+        base = JugglerLimits()
+        uris = GlobTable([(glob, JugglerLimits(**own)), ("*z", JugglerLimits())], base)
+        channels = GlobTable([(glob, JugglerLimits(**own))], base)
+        self.open(options={"uri_limits": uris, "channel_limits": channels})
+
+    def test_the_first_glob_that_matches_counts(self) -> None:
+        self.open_with("u*", args_limit_bytes=3)
+        for uri in ("uz", "z", "a"):
+            self.send(1, uri=uri, args="long")
+        self.assertEqual(self.nacks(), [(413, "args of over 3 bytes")])
+        self.assertEqual(self.connection.sent[0]["payload"]["uri"], "uz")
+
+    def test_the_args_of_an_event_are_bounded_by_its_channel(self) -> None:
+        self.open_with("room.*", args_limit_bytes=3)
+        self.send(2, channel="room.1", args="long")
+        self.send(2, channel="room.1", args=1)
+        self.send(2, channel="other", args="long")
+        self.assertEqual(self.connection.types(), ["NACK", "ACK", "ACK"])
+
+    def test_calls_in_flight_are_counted_by_their_limits(self) -> None:
+        self.open_with("u*", calls_limit=1)
+        for uri in ("u", "other", "ux", "u"):
+            self.send(1, uri=uri)
+        self.assertEqual(self.nacks(), [(429, "1 such calls are in flight")] * 2)
+        self.answer()
+        self.send(1, uri="ux")
+        self.assertEqual(len(self.nacks()), 2)
+
+    def test_calls_have_their_own_time(self) -> None:
+        self.open_with("u", call_timeout_s=1.0, call_timeout_limit_s=2.0)
+        self.send(1, uri="u")
+        self.send(1, uri="u", timeout=juggler.NANOSECONDS * 60)
+        self.clock.advance(1.2)
+        self.assertEqual(self.hub.pending_calls, 1)
+        self.clock.advance(1)
+        self.assertEqual(self.hub.pending_calls, 0)
+
+    def test_results_have_their_own_limit(self) -> None:
+        self.open_with("u", result_limit_bytes=4)
+        self.send(1, uri="u")
+        self.answer(b'"12345"')
+        error = self.connection.sent[-1]["payload"]["args"]["error"]["message"]
+        self.assertEqual(error, "the result has over 4 bytes")
+
+
+class CountingTests(SessionTestCase):
+    def test_the_time_from_call_to_res_is_observed(self) -> None:
+        class Latencies(list[float]):
+            observe = list.append
+
+        latencies = self.endpoint.call_latency = Latencies()
+        self.send(1, uri="u")
+        self.send(1, uri="nobody", timeout=1_000_000)
+        self.clock.advance(0.25)
+        self.answer()
+        self.assertEqual(latencies, [0.25])
+
+    def test_nacks_are_counted_by_code(self) -> None:
+        self.send(1, uri="u" * 256)
+        self.send(3, channel="*", pattern=True)
+        self.send(3, channel="*", pattern=True)
+        self.assertEqual(self.endpoint.nacks, {400: 1, 403: 2})
+
+    def test_the_limits_of_json_are_the_endpoints(self) -> None:
+        self.open(options={"json_limits": juggler.JsonLimits(depth=2, keys=1)})
+        self.send(2, channel="c", args=[[]])
+        self.assertIsNone(self.connection.closed)
+        for args in ([[[]]], {"a": 1, "b": 2}):
+            self.open(options={"json_limits": juggler.JsonLimits(depth=2, keys=1)})
+            self.send(2, channel="c", args=args)
+            assert self.connection.closed is not None
+            self.assertEqual(self.connection.closed[0], 1007)
+
+    def test_a_type_of_an_application_is_unknown_without_middleware(self) -> None:
+        self.send(300)
+        self.assertEqual(self.connection.closed, (1008, "unknown message type 300"))
 
 
 class HandshakeTests(SynchronousTestCase):

@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,9 +12,14 @@ from pelotontx.ops.metrics import Histogram, Metrics
 from pelotontx.ops.stalls import INTERVAL_S, StallMonitor
 
 
+def page_of(metrics: Metrics) -> str:
+    page: bytes = Deferred.fromCoroutine(metrics.page()).result
+    return page.decode()
+
+
 def families(metrics: Metrics) -> dict[str, Any]:
     """The families of a page by name, as Prometheus' own parser reads them."""
-    page = metrics.page().decode()
+    page = page_of(metrics)
     return {family.name: family for family in text_string_to_metric_families(page)}
 
 
@@ -31,18 +37,18 @@ class HistogramTests(SynchronousTestCase):
 
 class MetricsTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.metrics = Metrics()
+        self.metrics = Metrics(Clock())
 
     def test_values_are_read_at_each_scrape(self) -> None:
         value = [1.0]
         self.metrics.gauge("things", "How many.", lambda: value[0])
         self.metrics.counter("done", "So far.", lambda: 3)
-        page = self.metrics.page().decode()
+        page = page_of(self.metrics)
         self.assertIn("peloton_things 1.0\n", page)
         self.assertIn("peloton_done_total 3.0\n", page)
         self.assertIn("process_open_fds", page)
         value[0] = 5
-        self.assertIn("peloton_things 5.0\n", self.metrics.page().decode())
+        self.assertIn("peloton_things 5.0\n", page_of(self.metrics))
 
     def test_each_combination_of_labels_is_a_sample(self) -> None:
         self.metrics.counters("sent", "By type.", ["type"], lambda: {("A",): 2, ("B",): 0})
@@ -119,3 +125,26 @@ class DebugVarsTests(SynchronousTestCase):
         self.assertGreater(memory["Alloc"], 1024 * 1024)
         self.assertGreaterEqual(memory["Sys"], memory["Alloc"])
         self.assertGreater(memory["HeapObjects"], 1000)
+
+
+class LookTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.metrics = Metrics(self.clock)
+        self.asked: list[Deferred[None]] = []
+        self.metrics.before(self.look)
+
+    def look(self) -> Deferred[None]:
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+    def test_a_page_waits_for_what_has_to_be_found_out(self) -> None:
+        page = Deferred.fromCoroutine(self.metrics.page())
+        self.assertNoResult(page)
+        self.asked[0].callback(None)
+        self.assertIn(b"process_", self.successResultOf(page))
+
+    def test_it_does_not_wait_for_ever(self) -> None:
+        page = Deferred.fromCoroutine(self.metrics.page())
+        self.clock.advance(1)
+        self.assertIn(b"process_", self.successResultOf(page))

@@ -8,6 +8,7 @@ from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -74,12 +75,12 @@ class WatchCase(SynchronousTestCase):
         )
         self.service = CalleeService(Callee(), broker.callee, clock=clock)
         self.watched.callees["callee[0]", "shop.rpc:callee"] = self.service
-        self.metrics = Metrics()
+        self.metrics = Metrics(clock)
         watch_metrics(self.metrics, self.watched)
 
     def families(self) -> dict[str, Metric]:
         """What is on the page and ours, by the name that is written there."""
-        page = self.metrics.page().decode()
+        page = self.successResultOf(Deferred.fromCoroutine(self.metrics.page())).decode()
         return {
             family.name + ("_total" if family.type == "counter" else ""): family
             for family in text_string_to_metric_families(page)
@@ -113,6 +114,7 @@ class MetricsTests(WatchCase):
         documented = {name: (labels, kind) for name, labels, kind, _ in rows}
         self.assertEqual(len(documented), len(rows))
         self.watched.processes["a", "b"] = lambda: [state("running")]
+        self.watched.broker.caller.store_call("u", "m", b"", 1000, self.assertIsNone)
         shown = {
             name: (
                 ", ".join(label for label in family.samples[0].labels if label != "le"),
