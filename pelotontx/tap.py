@@ -32,11 +32,9 @@ from pelotontx.errors import ConfigError
 from pelotontx.flow import spare_collector
 from pelotontx.net.process import end_at_next_signal
 from pelotontx.ops.logging import observer
+from pelotontx.services.limits import RESERVED_FILES
 
 _DEMO_CALLEE = configuration.CalleeConfig(object="pelotontx.demo.callee:callee")
-
-# Files, the broker, child processes, and connections that are being refused.
-_DESCRIPTORS_IN_RESERVE = 256
 
 _log = Logger(namespace="pelotontx")
 
@@ -97,7 +95,7 @@ def _exit(line: str) -> NoReturn:
 def makeService(options: Options) -> IService:
     """The server that the options ask for."""
     config = options["loaded"]
-    _raise_descriptor_limit(config.server.connections_limit + _DESCRIPTORS_IN_RESERVE)
+    _raise_descriptor_limit(config.server.connections_limit + RESERVED_FILES)
     if options["config"] is None:
         config = replace(config, callee=(_DEMO_CALLEE,))
     if "" not in sys.path:
@@ -118,13 +116,6 @@ def _raise_descriptor_limit(wanted: int) -> None:
     if wanted > soft:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < wanted:
-            _log.warn(
-                "server.connections_limit needs {wanted} open files, the system allows {allowed}: "
-                "raise it (ulimit -n, LimitNOFILE=)",
-                wanted=wanted,
-                allowed=allowed,
-            )
 
 
 def _logs_to_terminal(options: Options) -> bool:

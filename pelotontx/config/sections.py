@@ -85,7 +85,8 @@ class BrokerConfig:
         BROKER_URL,
         "Where calls and events go. embedded: a Valkey of our own, started and ended with the "
         "server; memory: inside this process, nothing outlives it; redis://host:6379/0 or "
-        "unix:///run/redis.sock?db=0: a server of yours, shared by several of ours.",
+        "unix:///run/redis.sock?db=0: a server of yours, shared by several of ours; "
+        "redis+sentinel://host,host/service, redis+cluster://host,host; rediss... for TLS.",
         option="--broker",
     )
     pubsub_url: str = key(

@@ -20,13 +20,14 @@ What must not be understood in two ways is in `wire.http`; here are time, memory
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from email.utils import formatdate
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
 
+from pelotontx.net.admission import Admission
 from pelotontx.net.http_answer import SLICE_BYTES, HeadKey
 from pelotontx.net.http_connection import Answer, Handle, HTTPConnection
 from pelotontx.net.http_message import (
@@ -48,6 +49,15 @@ _KEPT = 1024
 _AROUND_TARGET = 17
 
 
+class _TurnedAway(Protocol):
+    """A connection that is not wanted: TLS could do nothing without any protocol."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        self.transport.abortConnection()
+
+
 class HTTPFactory(Factory):
     """Makes `HTTPConnection`s.
 
@@ -57,11 +67,10 @@ class HTTPFactory(Factory):
         clock: the time, for deadlines and for Date; a reactor.
         limits: what a connection may cost.
         request_class: what `handle` is given; a subclass of `Request`.
-        admits: whether there is room for one more connection; otherwise it is closed at once.
+        admission: who may connect; others are cut off at once. Without it everybody may.
 
     Attributes:
         connections: those that speak HTTP now; upgraded ones are not among them.
-        turned_away: how many found no room.
         is_draining: every answer is a connection's last.
         last_request: the request of a connection that is its last.
         fields: Server and Date, as they are now.
@@ -79,15 +88,14 @@ class HTTPFactory(Factory):
         clock: IReactorTime,
         limits: HTTPLimits | None = None,
         request_class: type[Request] = Request,
-        admits: Callable[[], bool] = lambda: True,
+        admission: Admission | None = None,
     ) -> None:
         self.handle = handle
-        self._admits = admits
+        self._admission = admission or Admission(clock.seconds)
         self.limits = limits or HTTPLimits()
         self.wheel = wheel
         self.request_class = request_class
         self.connections: set[HTTPConnection] = set()
-        self.turned_away = 0
         self.is_draining = False
         self.last_request = self.limits.requests
         self.heads: dict[HeadKey, bytes] = {}
@@ -99,11 +107,8 @@ class HTTPFactory(Factory):
         self._drained: list[Deferred[None]] = []
         self._late: IDelayedCall | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> HTTPConnection | None:
-        if not self._admits():
-            self.turned_away += 1
-            return None
-        return HTTPConnection(self)
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        return HTTPConnection(self) if self._admission.admits(addr) else _TurnedAway()
 
     def now(self) -> float:
         """The clock's seconds; the Date of responses follows it."""
@@ -135,9 +140,15 @@ class HTTPFactory(Factory):
             self.targets[target] = parts
         return parts
 
+    def remember(self, connection: HTTPConnection) -> None:
+        """A connection began."""
+        self.connections.add(connection)
+        self._admission.enter(connection.transport)
+
     def forget(self, connection: HTTPConnection) -> None:
         """A connection ended or was handed over."""
         self.connections.discard(connection)
+        self._admission.leave(connection.transport)
         if self.connections or not self._drained:
             return
         if self._late is not None and self._late.active():

@@ -47,13 +47,15 @@ class Owner(http_answer.Owner, Protocol):
     """The factory, as its connections see it; `HTTPFactory` tells what the attributes are."""
 
     handle: Handle
-    connections: set[HTTPConnection]
     last_request: int
     request_class: type[Request]
     targets: dict[bytes, tuple[str, str, str]]
 
     def read_target(self, method: str, target: bytes, host: bytes) -> tuple[str, str, str]:
         """A request target as text, its path, and its query; raises `RefusedRequest`."""
+
+    def remember(self, connection: HTTPConnection) -> None:
+        """A connection began."""
 
     def forget(self, connection: HTTPConnection) -> None:
         """A connection ended or was handed over."""
@@ -84,7 +86,7 @@ class HTTPConnection(AnsweringConnection):
         transport: Any = self.transport
         self.is_secure = ISSLTransport.providedBy(transport)
         self.peer = transport.getPeer()
-        self.owner.connections.add(self)
+        self.owner.remember(self)
         transport.registerProducer(self, True)
         self.enter(HEAD)
 

@@ -386,6 +386,15 @@ def probe_peer(transport: Any) -> None:
             ours.socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def socket_peer(transport: Any) -> Any:
+    """Who is at the other end of the socket: a proxy's own address, if one tells another.
+
+    The same as long as the transport exists. None for a transport without a socket.
+    """
+    ours = _descriptor(transport)
+    return None if ours is None else ours.getPeer()
+
+
 def _descriptor(transport: Any) -> Any:
     """The socket's own transport, below TLS and wrappers; None if there is no socket."""
     while not isinstance(transport, FileDescriptor):

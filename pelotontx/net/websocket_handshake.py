@@ -36,11 +36,13 @@ class Handshake:
         headers: by lower-case name.
         subprotocols: as offered, in order.
         peer: the client's address.
+        target: of the request line: path and query as they came.
     """
 
     headers: Mapping[str, str]
     subprotocols: list[str]
     peer: str
+    target: str = "/"
 
 
 class Refused(Exception):
@@ -68,8 +70,9 @@ def read_handshake(head: bytes, peer: str) -> tuple[Handshake, str]:
         if name in fields and name in _ONCE:
             raise Refused(400, f"more than one {name} field")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    line = head[: head.index(b"\r\n")]
     if not (
-        _is_request_line(head[: head.index(b"\r\n")])
+        _is_request_line(line)
         and "websocket" in _items(fields.get("upgrade", "").lower())
         and "upgrade" in _items(fields.get("connection", "").lower())
         and "host" in fields
@@ -83,19 +86,21 @@ def read_handshake(head: bytes, peer: str) -> tuple[Handshake, str]:
     subprotocols = _items(fields.get("sec-websocket-protocol", ""))
     if len(set(subprotocols)) < len(subprotocols):
         raise Refused(400, "a subprotocol is offered twice")
-    return Handshake(fields, subprotocols, peer), key
+    return Handshake(fields, subprotocols, peer, line.split(b" ")[1].decode("ascii")), key
 
 
 def _items(value: str) -> list[str]:
     return [item for piece in value.split(",") if (item := piece.strip(" \t"))]
 
 
-def switching_protocols(key: str, subprotocol: str | None) -> bytes:
-    """The 101 (RFC 6455, 4.2.2); no extension is ever taken."""
+def switching_protocols(key: str, subprotocol: str | None, extension: str | None) -> bytes:
+    """The 101 (RFC 6455, 4.2.2)."""
     accept = b64encode(sha1(key.encode() + _ACCEPT_GUID).digest())
     chosen = b""
     if subprotocol is not None:
         chosen = b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("latin-1")
+    if extension is not None:
+        chosen += b"Sec-WebSocket-Extensions: %b\r\n" % extension.encode()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nServer: pelotontx\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\n%bSec-WebSocket-Accept: %b\r\n\r\n" % (chosen, accept)

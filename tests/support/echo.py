@@ -1,27 +1,26 @@
-"""A WebSocket echo server on the fast path, for conformance cases: text to text, binary to binary.
+"""A WebSocket echo at /echo, for conformance cases: text to text, binary to binary.
 
-    python -m tests.support.echo PORT
+An application of the real server, started where its configuration lies as ``peloton.toml``:
 
-Says that it listens, then serves on 127.0.0.1 until it is ended. Messages may be as long as the
-longest case wants (16 MiB, one fragment or many); everything else is as in production.
+    [web]
+    app = "tests.support.echo:app"
+
+The limits are those of the server's own WebSocket.
 """
 
 from __future__ import annotations
 
-import sys
+from functools import cache
 from typing import Any
 
-from pelotontx.net import reactor as peloton_reactor
-from pelotontx.net.http import HTTPFactory, Request, Upgrade
-from pelotontx.net.tcp import listen
-from pelotontx.net.websocket import Handshake, ServerFactory, WebSocketLimits
+from pelotontx.config import load
+from pelotontx.net.http import Upgrade
+from pelotontx.net.websocket import Handshake, ServerFactory
 from pelotontx.net.wheel import Wheel
+from pelotontx.services.limits import websocket_limits
+from pelotontx.web.app import App, Request
 
-CONFORMANCE = WebSocketLimits(
-    message_limit_bytes=16 * 1024 * 1024,
-    fragments_limit=1024 * 1024,
-    outbound_limit_bytes=64 * 1024 * 1024,
-)
+app = App()
 
 
 class Echo:
@@ -39,22 +38,15 @@ def accept(handshake: Handshake) -> tuple[str | None, Any]:
     return next(iter(handshake.subprotocols), None), Echo
 
 
-def main(port: int) -> None:
-    reactor: Any = peloton_reactor.install()
-    wheel = Wheel(reactor)
-    websockets = ServerFactory(reactor, wheel=wheel, accept=accept, limits=CONFORMANCE)
+@cache
+def endpoint() -> ServerFactory:
+    """The WebSocket; made when the reactor runs."""
+    from twisted.internet import reactor
 
-    def handle(request: Request) -> Upgrade:
-        return Upgrade(websockets.buildProtocol(request.peer))
-
-    http = HTTPFactory(handle, wheel=wheel, clock=reactor)
-    listening = listen(reactor, f"tcp:{port}:interface=127.0.0.1", http)
-    listening.addCallbacks(
-        lambda listener: print(f"listening on {listener.getHost().port}", flush=True),
-        lambda failure: sys.exit(str(failure.value)),
-    )
-    reactor.run()
+    limits = websocket_limits(load("peloton.toml", environ={}, overrides=None).websocket)
+    return ServerFactory(reactor, wheel=Wheel(reactor), accept=accept, limits=limits)
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+@app.get("^/echo$")
+def echo(request: Request) -> Upgrade:
+    return Upgrade(endpoint().buildProtocol(request.peer))

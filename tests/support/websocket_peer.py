@@ -85,8 +85,9 @@ def decode(data: bytes) -> list[tuple[int, bytes]]:
 class Reactor:
     """A turn of it flushes what was written."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.dirty: list[Any] = []
+        self.seconds = (clock or Clock()).seconds
 
     def removeReader(self, reader: Any) -> None: ...
 
@@ -189,7 +190,7 @@ class ServerTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.reactor = Reactor()
+        self.reactor = Reactor(self.clock)
         self.wheel = RecordingWheel(self.clock)
         self.transports: list[Transport] = []
         self.conversations: list[Conversation] = []

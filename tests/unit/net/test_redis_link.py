@@ -244,13 +244,13 @@ class LinkTests(SynchronousTestCase):
         self.assertEqual(len(self.address.attempts), 2)
 
     def test_another_error_is_handed_on(self) -> None:
-        self.link.reconnect(Exception("there is none"))
+        self.link.reconnect()  # there is none
         connection = self.up()
         self.link.send(self.replies.append, "A")
         connection.dataReceived(b"-ERR MOVED\r\n")
         self.assertEqual(str(self.replies[0]), "ERR MOVED")
         self.assertFalse(connection.is_lost)
-        self.link.reconnect(self.replies[0])
+        self.link.reconnect()
         self.assertTrue(connection.is_lost)
 
     def test_moved_it_leaves_a_connection(self) -> None:
