@@ -178,7 +178,7 @@ class _ResultsList:
         if isinstance(reply, Exception):
             if not connection.is_lost:
                 self._log.warn("Results cannot be fetched: {error}", error=reply)
-                self.link.reconnect(reply)
+                self.link.reconnect()
             return
         if reply is not None:
             self._deliver(reply[1])

@@ -106,7 +106,7 @@ class RedisCallee:
         self._limit = limit
         if self._taken:
             return succeed(self._first_taken())
-        if not self._ask(limit):
+        if not self._ask():
             return fail(BrokerUnavailable("no connection to take calls from"))
         self._waiting = Deferred(lambda _: self._cancel())
         return self._waiting
@@ -122,17 +122,24 @@ class RedisCallee:
             else:
                 taker.add(uri)
 
-    def _ask(self, limit: int) -> bool:
+    def _ask(self) -> bool:
         """Asks takers that are idle; whether any is asked then."""
-        takers = self._takers.values()
-        left = limit - sum(taker.asked for taker in takers)
-        share = -(-limit // len(takers))
-        for taker in takers:
-            if not taker.asked and taker.is_up:
-                count = max(1, min(share, left))
-                left -= count
-                taker.ask(count)
-        return any(taker.asked for taker in takers)
+        for taker in self._takers.values():
+            if taker.is_up:
+                self._ask_one(taker, taker.link.connection)
+        return any(taker.asked for taker in self._takers.values())
+
+    def _ask_one(self, taker: _Taker, connection: RedisConnection) -> None:
+        if not taker.asked:
+            takers = self._takers.values()
+            left = self._limit - sum(each.asked for each in takers)
+            share = -(-self._limit // len(takers))
+            taker.ask(connection, max(1, min(share, left)))
+
+    def came_up(self, taker: _Taker, connection: RedisConnection) -> None:
+        """Told by a taker that is connected: it shares the wait that is under way."""
+        if self._waiting is not None and self.client.is_up(taker.key):
+            self._ask_one(taker, connection)
 
     def _first_taken(self) -> list[IncomingCall]:
         taken = self._taken
@@ -249,6 +256,7 @@ class _Taker:
 
     Attributes:
         link: its connection.
+        key: of one of the lists.
         asked: how many calls the pop under way may bring; 0: none is under way.
     """
 
@@ -258,19 +266,20 @@ class _Taker:
         key = juggler.calls_key(uri)
         self.link = callee.client.link("takes", key, on_up=self._up)
         self.asked = 0
+        self.key = key
         self._callee = callee
-        self._key = key
         self._keys = deque((key,))
         self._client_id: int | None = None
         self._is_cancelled = False
 
     async def _up(self, connection: RedisConnection) -> None:
         self._client_id = await connection.execute_command("CLIENT", "ID")
+        self._callee.came_up(self, connection)
 
     @property
     def is_up(self) -> bool:
         """Whether it can take calls, and their results could be stored."""
-        return self.link.connection is not None and self._callee.client.is_up(self._key)
+        return self.link.connection is not None and self._callee.client.is_up(self.key)
 
     def add(self, uri: str) -> None:
         """A further URI of the same slot."""
@@ -278,12 +287,12 @@ class _Taker:
         if key not in self._keys:
             self._keys.append(key)
 
-    def ask(self, count: int) -> None:
+    def ask(self, connection: RedisConnection, count: int) -> None:
         """Begins to wait for up to `count` calls; the callee is told how it ends."""
         self.asked = count
         # Redis serves the first list that has something: taking turns starves no URI.
         self._keys.rotate(-1)
-        self.link.send(
+        connection.send(
             self._popped,
             "BLMPOP",
             str(self._callee.block_s),
@@ -298,7 +307,7 @@ class _Taker:
             self._is_cancelled = True
             if self._client_id is not None:
                 self._callee.client.send(
-                    ignore_reply, self._key, "CLIENT", "UNBLOCK", self._client_id
+                    ignore_reply, self.key, "CLIENT", "UNBLOCK", self._client_id
                 )
 
     def _end(self, outcome: list[IncomingCall] | BrokerError) -> None:
@@ -310,7 +319,7 @@ class _Taker:
         if isinstance(reply, Exception):
             error = broker_error(reply)
             if error is not reply:  # what was asked is wrong, or asked in the wrong place
-                self.link.reconnect(reply)
+                self.link.reconnect()
             self._end(error)
         elif reply is None:
             self._end([])
@@ -332,11 +341,11 @@ class _Taker:
         if not payloads:
             self._end([])
             return
-        ahead_s = callee.client.ahead_s(self._key)
+        ahead_s = callee.client.ahead_s(self.key)
         keys = [juggler.call_timeout_key(call.uri, call.msg_uuid) for call in payloads]
         if ahead_s is not None and all(call.dl for call in payloads):
             calls = [_incoming(call, call.dl / 1000 - ahead_s) for call in payloads]
-            callee.client.send(ignore_reply, self._key, "UNLINK", *keys)
+            callee.client.send(ignore_reply, self.key, "UNLINK", *keys)
             self._end(self._fresh(calls))
         else:
             callee.client.run(partial(self._claimed, payloads), claim_script, keys)

@@ -14,7 +14,8 @@ from twisted.logger import Logger
 
 from pelotontx.errors import BrokerError, BrokerUnavailable, QueueFull
 from pelotontx.net.redis import Reply
-from pelotontx.net.redis_client import RedisClient, Script
+from pelotontx.net.redis_client import RedisClient
+from pelotontx.net.redis_script import Script
 
 _log = Logger(namespace="pelotontx.broker.redis")
 

@@ -20,8 +20,6 @@ from pelotontx.net.redis_script import Script
 from pelotontx.net.redis_sentinel import SentinelRedis
 from pelotontx.net.redis_single import SingleRedis
 
-__all__ = ["RedisClient", "Script", "redis_client"]
-
 
 class RedisClient(Protocol):
     """One connection for commands to each server behind a URL, and further ones on request.

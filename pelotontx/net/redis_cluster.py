@@ -236,8 +236,8 @@ class _Place:
 class _MasterOf(_Place):
     """Where the master of a slot is."""
 
-    def __init__(self, slot: int, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, slot: int, topology: Topology, login: RedisAddress) -> None:
+        super().__init__(topology, login)
         self._slot = slot
         self._asked: RedisAddress | None = None  # where the slot is moving to
 
@@ -270,6 +270,10 @@ class _MasterOf(_Place):
 class _AnyNode(_Place):
     """Some node; another one each time."""
 
+    def __init__(self, topology: Topology, login: RedisAddress) -> None:
+        super().__init__(topology, login)
+        self._latest: Node | None = None
+
     def __str__(self) -> str:
         return "any node of the cluster"
 
@@ -278,12 +282,9 @@ class _AnyNode(_Place):
         return self.node in self._topology.slots.nodes
 
     def _find(self) -> RedisAddress | None:
-        nodes = self._topology.slots.holders
-        if len(nodes) > 1 and self._latest in nodes:
-            nodes -= {self._latest}
+        nodes = sorted(self._topology.slots.holders)
         if not nodes:
             return None
-        self._latest = random.choice(sorted(nodes))
+        others = [node for node in nodes if node != self._latest]
+        self._latest = random.choice(others or nodes)
         return self._login.at(*self._latest)
-
-    _latest: Node = ("", 0)

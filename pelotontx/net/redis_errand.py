@@ -89,7 +89,7 @@ class Errands:
             arguments: what makes it large.
         """
         errand = _Errand(on_reply, slot, write, arguments)
-        if not self._go(errand):
+        if self._is_stopped or not self._go(errand):
             on_reply(BrokerUnavailable(f"no connection to the master of slot {slot}"))
 
     def stop(self) -> None:

@@ -173,8 +173,8 @@ class RedisLink:
         elif self._pending is not None:
             self._pending.cancel()
 
-    def reconnect(self, reason: Exception) -> None:
-        """Lets go of the connection, on which a command failed with `reason`, and makes another."""
+    def reconnect(self) -> None:
+        """Lets go of the connection and makes another, after a pause."""
         if self.connection is not None:
             self.connection.drop()
 

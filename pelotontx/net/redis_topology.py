@@ -99,7 +99,12 @@ class Topology:
     async def _watch(self) -> None:
         while True:
             self._is_wanted = False
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # nothing but a stop ends the watch
+                if self._is_stopped:
+                    raise
+                self._log.failure("A slot map could not be used")
             await deferLater(self._reactor, random.uniform(*_LEAST_S))
             if not self._is_wanted:
                 await self._rest()
@@ -119,8 +124,6 @@ class Topology:
         try:
             slots = await self._questions.first(self._ask(node) for node in self._some_nodes())
         except BrokerUnavailable as error:
-            if self._is_stopped:
-                raise
             if not self._is_reported:
                 self._is_reported = True
                 self._log.warn("No slot map, trying on: {error}", error=error)

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
+from tests.support.redis_farm import redis_cluster, sentinel_trio
+
+__all__ = ["redis_cluster", "sentinel_trio"]
+
 
 class LoggedErrors:
     """The errors that were logged during a test."""

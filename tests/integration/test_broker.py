@@ -22,7 +22,8 @@ from tests.integration.conftest import LoggedErrors
 from tests.support.brokers import KINDS, Node, Peer, World, store_result
 from tests.support.redis_farm import Node as RedisNode
 from tests.support.redis_farm import RedisCluster
-from tests.support.redis_fronts import ClusterServer
+from tests.support.redis_fronts import ClusterServer, settled
+from tests.support.redis_node import until
 from tests.support.servers import eventually
 
 
@@ -357,10 +358,13 @@ class TestRedisLayout:
             node.call(peer, n, "echo", b"1")
         await eventually(reactor, lambda: len(peer.of("answered")) == 20)
         await eventually(reactor, lambda: len(peer.of("expired")) == 20)
-        keys = set(await served.server.command("KEYS", "*"))
-        keys.discard(b"juggler:calls:{capped}")
-        assert keys == set()
-        assert 0 < await served.server.command("PTTL", "juggler:calls:{capped}") <= 600_000
+        command = served.server.command
+
+        async def are_gone() -> bool:  # Redis's clock starts a little later than the hub's
+            return await command("KEYS", "*") == [b"juggler:calls:{capped}"]
+
+        await until(reactor, are_gone, timeout_s=3)
+        assert 0 < await command("PTTL", "juggler:calls:{capped}") <= 600_000
 
     @pytest_twisted.ensureDeferred
     async def test_a_foreign_callee_with_the_originals_commands_answers(
@@ -656,10 +660,10 @@ class TestCluster:
         for slot in (key_slot(calls_key("echo")), *result_slots):
             source = await cluster.owner(slot)
             target = await cluster.another_master(source)
-            await cluster.migrate_slot(slot, target)
-            await call()
-            await cluster.migrate_slot(slot, source)
-            await call()
+            for there in (target, source):
+                await cluster.migrate_slot(slot, there)
+                await call()
+                await settled(reactor, cluster)
 
     @pytest_twisted.ensureDeferred
     async def test_calls_that_wait_move_along_with_their_slot(self, world: World) -> None:
@@ -674,7 +678,7 @@ class TestCluster:
         assert [int(call.args) for call in await take(source, 15)] == list(range(15))
 
     @pytest_twisted.ensureDeferred
-    async def test_calls_meet_a_definite_end_while_slots_move_back_and_forth(
+    async def test_calls_meet_a_definite_end_while_their_slot_moves_back_and_forth(
         self, world: World
     ) -> None:
         assert isinstance(world.server, ClusterServer)
@@ -684,19 +688,25 @@ class TestCluster:
         source = await cluster.owner(slot)
         target = await cluster.another_master(source)
         count = 0
-        for here, there in ((source, target), (target, source)) * 2:
-            moving: Deferred[None] = Deferred.fromCoroutine(cluster.migrate_slot(slot, there))
+
+        async def move(there: RedisNode) -> None:
+            await cluster.migrate_slot(slot, there)
+            await settled(reactor, cluster)
+
+        for there in (target, source) * 2:
+            moving: Deferred[None] = Deferred.fromCoroutine(move(there))
             while not moving.called:
-                node.call(peer, count, "echo", b"%d" % count, timeout_s=3)
-                count += 1
-                await later(reactor, 0.002)
+                for _ in range(4):
+                    node.call(peer, count, "echo", b"%d" % count, timeout_s=3)
+                    count += 1
+                await later(reactor, 0.005)
             await moving
-            assert await cluster.owner(slot) is not here
         await eventually(reactor, lambda: node.hub.pending_calls == 0)
         answered = [request for request, _ in peer.of("answered")]
         ended = answered + peer.of("expired") + [request for request, _ in peer.of("refused")]
         assert sorted(ended) == list(range(count))
-        assert len(answered) > count / 2
+        assert set(answered) | set(peer.of("expired")) == set(peer.of("stored"))
+        await served_again(node, "echo")
 
     @pytest_twisted.ensureDeferred
     async def test_a_killed_master_stops_only_its_own_calls_until_it_is_replaced(

@@ -416,7 +416,10 @@ class JugglerSession:
             self._connection.close(GOING_AWAY, "the server is stopping")
 
     def _ack(self, request: juggler.Message) -> None:
-        self._send(juggler.ACK, juggler.encode_ack(self._endpoint.next_id(), request))
+        if not self._is_closed:
+            self._endpoint.messages_written[juggler.ACK] += 1
+            # A result or an event often follows at once, and then both leave together.
+            self._connection.send_soon(juggler.encode_ack(self._endpoint.next_id(), request))
 
     def _nack(self, request: juggler.Message, error: BaseException | Failure) -> None:
         if isinstance(error, Failure):

@@ -26,6 +26,9 @@ class RecordingConnection:
         self.sent: list[dict[str, Any]] = []
         self.closed: tuple[int, str] | None = None
 
+    def send_soon(self, payload: bytes) -> None:
+        self.send_text(payload)
+
     def send_text(self, payload: bytes) -> None:
         self.sent.append(json.loads(payload))
 

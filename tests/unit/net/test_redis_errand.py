@@ -191,4 +191,7 @@ class ErrandTests(SynchronousTestCase):
         self.at(A).refuse(f"MOVED {SLOT} b:2")
         self.assertIsInstance(self.replies[0], BrokerUnavailable)
         self.assertEqual(str(self.replies[1]), f"MOVED {SLOT} b:2")
+        self.begin()
+        self.assertIsInstance(self.replies[2], BrokerUnavailable)
+        self.assertEqual(len(self.at(A).sent), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
