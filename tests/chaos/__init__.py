@@ -1,0 +1,1 @@
+"""Kill tests: faults at random moments under load, and the ledger's invariants behind them."""
