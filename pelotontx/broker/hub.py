@@ -303,19 +303,17 @@ class Hub:
     def _confirmed(
         self, outcome: Failure | None, channel: str, pattern: bool, topic: _Topic
     ) -> None:
-        waiting, topic.waiting = topic.waiting, {}
-        if isinstance(outcome, Failure):
-            if self._topics.get((channel, pattern)) is topic:
-                del self._topics[channel, pattern]
-            for results in waiting.values():
-                for result in results:
-                    result.errback(outcome)
-            return
-        topic.is_ready = True
-        for listener, results in waiting.items():
-            topic.listeners[listener] = None
+        is_confirmed = topic.is_ready = not isinstance(outcome, Failure)
+        if not is_confirmed and self._topics.get((channel, pattern)) is topic:
+            del self._topics[channel, pattern]
+        # Whoever is told may unsubscribe: those who still wait must be seen as waiting meanwhile.
+        while topic.waiting:
+            listener = next(iter(topic.waiting))
+            results = topic.waiting.pop(listener)
+            if is_confirmed:
+                topic.listeners[listener] = None
             for result in results:
-                result.callback(None)
+                result.callback(outcome)  # a Failure makes it an errback
 
     def unsubscribe(self, listener: Listener, channel: str, *, pattern: bool) -> None:
         """The listener gets no events of the channel from now on; fine if it never did."""

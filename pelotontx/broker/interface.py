@@ -109,10 +109,14 @@ class Caller(Part, Protocol):
         """
         ...
 
-    def queue_lengths(self) -> Deferred[dict[str, int]]:
-        """How many calls wait for each URI that was called lately; of some hundred at most.
+    payloads_failed: int
+    """Results that could not be read."""
 
-        Of URIs that cannot be asked about nothing is told; never fails.
+    def queue_lengths(self) -> Deferred[dict[str, int]]:
+        """How many calls wait for each URI that was called lately and has been answered.
+
+        Of some hundred at most; those of all other URIs are summed up under ``""``, since clients
+        choose their names. Of URIs that cannot be asked about nothing is told; never fails.
         """
         ...
 

@@ -19,6 +19,7 @@ from pelotontx.errors import BrokerUnavailable, CallExpired, HistoryUnsupported,
 from pelotontx.wire.glob import glob_match
 
 _SWEEP_S: Final = 10.0
+_CAP_SWEEP_S: Final = 1.0
 
 
 class MemoryBroker:
@@ -37,6 +38,8 @@ class MemoryBroker:
         self._clock = clock
         self._sweep_call: IDelayedCall | None = None
         self._calls: dict[str, deque[IncomingCall]] = {}
+        self._served: dict[str, None] = {}
+        self._swept_s = 0.0
         self._takers: list[_Taker] = []
         self._call_cap = call_cap
         self._callers: dict[str, MemoryCaller] = {}
@@ -51,8 +54,10 @@ class MemoryBroker:
         return sum(map(len, self._calls.values()))
 
     def queue_lengths(self) -> dict[str, int]:
-        """How many calls wait for each URI."""
-        return {uri: len(calls) for uri, calls in self._calls.items()}
+        """How many calls wait for each URI that is served, and for all others under ``""``."""
+        lengths = {uri: len(calls) for uri, calls in self._calls.items()}
+        shown = {uri: lengths.get(uri, 0) for uri in self._served}
+        return {"": sum(lengths.values()) - sum(shown.values()), **shown}
 
     def start(self) -> None:
         """Nothing to connect."""
@@ -83,10 +88,8 @@ class MemoryBroker:
         """Stores a call; False when there is no room."""
         waiting = self._calls.setdefault(call.uri, deque())
         cap = self._call_cap(call.uri)
-        if cap and len(waiting) >= cap:
-            self._drop_expired(waiting)
-            if len(waiting) >= cap:
-                return False
+        if cap and not self._has_room(waiting, cap):
+            return False
         waiting.append(call)
         self._clock.callLater(0, self.serve)
         if self._sweep_call is None:
@@ -102,6 +105,16 @@ class MemoryBroker:
                 del self._calls[uri]
         if self._calls:
             self._sweep_call = self._clock.callLater(_SWEEP_S, self._sweep)
+
+    def _has_room(self, waiting: deque[IncomingCall], cap: int) -> bool:
+        """Expired calls make room; they are looked for once a second at most."""
+        if len(waiting) < cap:
+            return True
+        now_s = self._clock.seconds()
+        if now_s >= self._swept_s + _CAP_SWEEP_S:
+            self._swept_s = now_s
+            self._drop_expired(waiting)
+        return len(waiting) < cap
 
     def _drop_expired(self, waiting: deque[IncomingCall]) -> None:
         now_s = self._clock.seconds()
@@ -131,6 +144,7 @@ class MemoryBroker:
     def _pop(self, uris: Sequence[str], limit: int) -> list[IncomingCall]:
         now_s = self._clock.seconds()
         calls: list[IncomingCall] = []
+        self._served.update(dict.fromkeys(uris))
         for uri in uris:
             waiting = self._calls.get(uri)
             while waiting and len(calls) < limit:
@@ -202,6 +216,7 @@ class MemoryCaller:
     def __init__(self, broker: MemoryBroker, clock: IReactorTime) -> None:
         self.conn_uuid = str(uuid4())
         self.on_result: Callable[[str, bytes], None] = lambda msg_uuid, args: None
+        self.payloads_failed = 0
         self._broker = broker
         self._clock = clock
 

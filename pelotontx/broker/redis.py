@@ -31,6 +31,8 @@ from pelotontx.net.redis_client import RedisClient, redis_client
 from pelotontx.wire import juggler
 
 _RESULTS_LIMIT: Final = 512
+# Callees name what they serve; in a fleet these are few.
+_SERVED_LIMIT: Final = 1000
 
 
 class RedisBroker:
@@ -96,12 +98,17 @@ class RedisCaller:
 
     Every call names the list that its result goes to. There is one; on a cluster there are a few,
     on different masters, and a call takes the one that lies near its URI.
+
+    Attributes:
+        served_uris: those that results came from; of each batch one is noted.
     """
 
     def __init__(
         self, clock: IReactorTime, client: RedisClient, store: Store, *, block_s: float
     ) -> None:
         self.on_result: Callable[[str, bytes], None] = lambda msg_uuid, args: None
+        self.payloads_failed = 0
+        self.served_uris: dict[str, None] = {}
         self._clock = clock
         self._client = client
         self._store = store
@@ -150,7 +157,11 @@ class RedisCaller:
 
     def queue_lengths(self) -> Deferred[dict[str, int]]:
         """See `pelotontx.broker.interface.Caller`."""
-        return self._store.lengths()
+        return self._store.lengths().addCallback(self._by_served_uri)
+
+    def _by_served_uri(self, lengths: dict[str, int]) -> dict[str, int]:
+        shown = {uri: length for uri, length in lengths.items() if uri in self.served_uris}
+        return {"": sum(lengths.values()) - sum(shown.values()), **shown}
 
 
 class _ResultsList:
@@ -185,18 +196,22 @@ class _ResultsList:
         self._pop(connection)
 
     def _deliver(self, entries: list[bytes]) -> None:
-        timeout_keys = []
+        caller, timeout_keys = self._caller, []
+        payload = None
         for entry in entries:
             try:
                 payload = juggler.decode_call_payload(entry)
             except RemoteProtocolError as error:
+                caller.payloads_failed += 1
                 self._log.warn("A result was dropped: {error}", error=error)
                 continue
             if payload.dl != juggler.NO_TIMEOUT_KEY:
                 timeout_keys.append(juggler.result_timeout_key(self.conn_uuid, payload.msg_uuid))
             try:
-                self._caller.on_result(payload.msg_uuid, bytes(payload.args))
+                caller.on_result(payload.msg_uuid, bytes(payload.args))
             except Exception:  # one result's fault must not take the others along
                 self._log.failure("A result could not be delivered")
+        if payload is not None and len(caller.served_uris) < _SERVED_LIMIT:
+            caller.served_uris[payload.uri] = None
         if timeout_keys:
             self._client.send(ignore_reply, self._key, "UNLINK", *timeout_keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -27,6 +28,9 @@ from pelotontx.net.process import Moment
 from pelotontx.net.redis import RedisConnection, Reply, ignore_reply
 from pelotontx.net.redis_client import RedisClient
 from pelotontx.wire import juggler
+
+# Milliseconds past which a double cannot tell them apart: no deadline of ours.
+_DEADLINE_LIMIT_MS: Final = 1 << 53
 
 
 class RedisCallee:
@@ -176,7 +180,7 @@ class RedisCallee:
         now_s = self.clock.seconds()
         by_uri: dict[str, list[IncomingCall]] = {}
         for call in calls:
-            if call.expires_at_s > now_s:
+            if _left_ms(call, now_s) > 0:
                 by_uri.setdefault(call.uri, []).append(call)
         for uri, some in by_uri.items():
             self.restore(
@@ -212,12 +216,14 @@ class RedisCallee:
             done()
             self._settle()
 
+        # A list that another server fills gets no expiry: it would never be renewed.
+        is_ours = all(b',"dl":' in entry for entry in entries)
         self._restoring += 1
         self.client.run(
             restored,
             restore_script,
             (key, *timeouts_ms),
-            LIST_LIFE_MS,
+            LIST_LIFE_MS if is_ours else 0,
             *timeouts_ms.values(),
             *entries,
         )
@@ -270,6 +276,7 @@ class _Taker:
         self._callee = callee
         self._keys = deque((key,))
         self._client_id: int | None = None
+        self._ahead_s: float | None = None
         self._is_cancelled = False
 
     async def _up(self, connection: RedisConnection) -> None:
@@ -342,8 +349,11 @@ class _Taker:
             self._end([])
             return
         ahead_s = callee.client.ahead_s(self.key)
+        if ahead_s is None:  # the connection that tells it is away
+            ahead_s = self._ahead_s
+        self._ahead_s = ahead_s
         keys = [juggler.call_timeout_key(call.uri, call.msg_uuid) for call in payloads]
-        if ahead_s is not None and all(call.dl for call in payloads):
+        if ahead_s is not None and all(map(_tells_its_deadline, payloads)):
             calls = [_incoming(call, call.dl / 1000 - ahead_s) for call in payloads]
             callee.client.send(ignore_reply, self.key, "UNLINK", *keys)
             self._end(self._fresh(calls))
@@ -352,6 +362,7 @@ class _Taker:
 
     def _claimed(self, payloads: list[juggler.CallPayload], reply: Reply) -> None:
         if isinstance(reply, Exception):
+            self._log.warn("{count} calls are lost: {error}", count=len(payloads), error=reply)
             self._end(broker_error(reply))
             return
         now_s = self._callee.clock.seconds()
@@ -371,7 +382,16 @@ class _Taker:
         return fresh
 
 
+def _tells_its_deadline(call: juggler.CallPayload) -> bool:
+    return type(call.dl) is int and 0 < call.dl < _DEADLINE_LIMIT_MS
+
+
 def _incoming(call: juggler.CallPayload, expires_at_s: float) -> IncomingCall:
     return IncomingCall(
-        call.uri, call.conn_uuid, call.msg_uuid, bytes(call.args), expires_at_s, call.dl
+        call.uri,
+        call.conn_uuid,
+        call.msg_uuid,
+        bytes(call.args),
+        expires_at_s,
+        call.dl if _tells_its_deadline(call) else 0,
     )

@@ -23,9 +23,10 @@ _log = Logger(namespace="pelotontx.broker.redis")
 BATCH_LIMIT: Final = 500
 # Lists whose lengths can be asked for; clients choose their names, so that they are bounded.
 _RECENT_LIMIT: Final = 256
-# The least life of a list: far longer than a call, so that entries which a server that knows of no
-# expiry has put on the same list are not cut short.
-LIST_LIFE_MS: Final = 600_000
+# The least life of a list: twice a call's default, so that entries which a server that knows of no
+# expiry has put on the same list are not cut short. Longer, and calls to URIs that nobody serves
+# would fill Redis.
+LIST_LIFE_MS: Final = 120_000
 
 
 def _script(name: str) -> Script:

@@ -302,7 +302,7 @@ class EmbeddedValkey(Service):
     def state(self) -> ProcessState:
         """For /health."""
         if self._kept is None:
-            return {"name": self.name, "pid": None, "state": "stopped", "restarts": 0, "since": 0.0}
+            return {"name": self.name, "pid": None, "state": "stopped", "restarts": 0, "for_s": 0.0}
         return self._kept.state()
 
     def startService(self) -> None:

@@ -20,7 +20,9 @@ What must not be understood in two ways is in `wire.http`; here are time, memory
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from email.utils import formatdate
+from time import time
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -64,10 +66,11 @@ class HTTPFactory(Factory):
     Args:
         handle: called with each complete request.
         wheel: deadlines of all connections.
-        clock: the time, for deadlines and for Date; a reactor.
+        clock: the time, for deadlines; a reactor.
         limits: what a connection may cost.
         request_class: what `handle` is given; a subclass of `Request`.
         admission: who may connect; others are cut off at once. Without it everybody may.
+        wall_clock: seconds since the epoch, for Date.
 
     Attributes:
         connections: those that speak HTTP now; upgraded ones are not among them.
@@ -89,6 +92,7 @@ class HTTPFactory(Factory):
         limits: HTTPLimits | None = None,
         request_class: type[Request] = Request,
         admission: Admission | None = None,
+        wall_clock: Callable[[], float] = time,
     ) -> None:
         self.handle = handle
         self._admission = admission or Admission(clock.seconds)
@@ -102,6 +106,7 @@ class HTTPFactory(Factory):
         self.targets: dict[bytes, tuple[str, str, str]] = {}
         self._clock = clock
         self._seconds = clock.seconds
+        self._wall_clock = wall_clock
         self._second = -1
         self.fields = b""
         self._drained: list[Deferred[None]] = []
@@ -111,12 +116,12 @@ class HTTPFactory(Factory):
         return HTTPConnection(self) if self._admission.admits(addr) else _TurnedAway()
 
     def now(self) -> float:
-        """The clock's seconds; the Date of responses follows it."""
+        """The clock's seconds; the Date of responses follows."""
         now_s = self._seconds()
         if not 0 <= now_s - self._second < 1:
             self._second = int(now_s)
             self.heads.clear()
-            date = formatdate(self._second, usegmt=True)
+            date = formatdate(self._wall_clock(), usegmt=True)
             self.fields = f"Server: pelotontx\r\nDate: {date}\r\n".encode()
         return now_s
 

@@ -55,14 +55,14 @@ class ProcessState(TypedDict):
     """What /health says of a process.
 
     `state` is ``running``, ``waiting`` (for its next start), ``failed`` (given up), ``stopping`` or
-    ``stopped``; `since` is when that began, seconds since the epoch.
+    ``stopped``; `for_s` is for how long.
     """
 
     name: str
     pid: int | None
     state: str
     restarts: int
-    since: float
+    for_s: float
 
 
 class KeptProcess:
@@ -125,7 +125,7 @@ class KeptProcess:
             "pid": pid,
             "state": self._state,
             "restarts": self._restarts,
-            "since": self._since,
+            "for_s": round(self._reactor.seconds() - self._since, 3),
         }
 
     def start(self) -> None:

@@ -23,7 +23,6 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 from twisted.python import log
 
-
 # How long bytes may wait for company while the reactor is busy.
 _PATIENCE_S: Final = 0.001
 
@@ -57,6 +56,9 @@ class PelotonReactor(EPollReactor):  # zope's interface inheritance
                 transport.flush()
             except Exception:  # producers resumed by a flush are foreign code
                 log.err()
+
+    # Monotonic: a step of the wall clock must not end deadlines, nor look like a flood.
+    seconds = staticmethod(monotonic)
 
     def flush_soon(self, transport: Dirty) -> None:
         """Flushes the transport when there is nothing else to do, or after a short while."""

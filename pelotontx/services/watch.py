@@ -93,7 +93,7 @@ def watch_metrics(add: Metrics, watched: Watched) -> None:
     _watch_connections(add, watched)
     _watch_messages(add, watched.endpoint)
     _watch_calls(add, watched)
-    _watch_events(add, watched.hub)
+    _watch_events(add, watched.hub, watched.broker.caller)
     _watch_queues(add, watched.broker.caller)
     _watch_broker(add, watched)
     _watch_callees(add, watched.callees)
@@ -188,7 +188,7 @@ def _watch_calls(add: Metrics, watched: Watched) -> None:
     )
 
 
-def _watch_events(add: Metrics, hub: Hub) -> None:
+def _watch_events(add: Metrics, hub: Hub, caller: Caller) -> None:
     receivers = hub.fan_out = Histogram(_RECEIVER_BOUNDS)
     add.histogram("event_receivers", "To how many listeners an event went.", receivers)
     add.gauge("topics", "Channels and globs subscribed to.", lambda: hub.topics)
@@ -200,7 +200,7 @@ def _watch_events(add: Metrics, hub: Hub) -> None:
     add.counter(
         "payloads_failed",
         "Results and events of other programs that could not be passed on.",
-        lambda: hub.payloads_failed,
+        lambda: hub.payloads_failed + caller.payloads_failed,
     )
 
 
@@ -328,7 +328,7 @@ def watch_debug_vars(variables: DebugVars, watched: Watched) -> None:
             "FailedPTTLResults": 0,
             "Events": hub.events_delivered,
             "FailedEvntPayloadUnmarshals": hub.payloads_failed,
-            "FailedResPayloadUnmarshals": 0,
+            "FailedResPayloadUnmarshals": watched.broker.caller.payloads_failed,
         }
 
     variables.add("juggler", read)

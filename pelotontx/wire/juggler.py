@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -86,10 +86,13 @@ JSON_LIMITS: Final = JsonLimits()
 # gc=False: messages hold no cycles, and the collector need not walk all that are in flight.
 
 
+_Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+
 class Meta(msgspec.Struct, gc=False):
     """``meta`` of every message."""
 
-    type: int
+    type: _Int64
     uuid: str
 
 
@@ -98,12 +101,12 @@ class Payload(msgspec.Struct, gc=False):
 
     uri: str = ""
     channel: str = ""
-    timeout: int = 0
+    timeout: _Int64 = 0
     pattern: bool | str = False
     args: msgspec.Raw = msgspec.Raw()
     for_: str = msgspec.field(default="", name="for")
-    for_type: int = 0
-    code: int = 0
+    for_type: _Int64 = 0
+    code: _Int64 = 0
     message: str = ""
 
 
@@ -123,12 +126,13 @@ class CallPayload(msgspec.Struct, gc=False):
 
     `dl` is when a call's time is over: milliseconds since the epoch by the broker's clock. Only our
     own programs write it (0: not there). In a result it is `NO_TIMEOUT_KEY`, or else there is one.
+    Another program may copy it from a call in whatever form its numbers have.
     """
 
     conn_uuid: str
     msg_uuid: str
     uri: str
-    dl: int = 0
+    dl: Any = 0
     args: msgspec.Raw = msgspec.Raw()
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -144,3 +146,65 @@ async def test_without_a_clock_everything_goes_by_the_keys(world: World) -> None
         assert await store_result(source, call, call.args) is None
     await eventually(reactor, lambda: peer.of("answered") == [(0, b"0"), (1, b"1")])
     assert await redis(world).command("KEYS", "juggler:*timeout*") == []
+
+
+@pytest.mark.parametrize("dl", [10**400, 1e15, None, "soon", -5])
+@pytest_twisted.ensureDeferred
+async def test_a_deadline_that_is_none_of_ours_goes_by_the_key(world: World, dl: Any) -> None:
+    source = await world.source()
+    await redis(world).command("SET", "juggler:calls:timeout:{u}:M", 5000, "PX", 5000)
+    call = {"conn_uuid": "C", "msg_uuid": "M", "uri": "u", "dl": dl, "args": 1}
+    await redis(world).command("LPUSH", "juggler:calls:{u}", json.dumps(call))
+    (taken,) = await take(source, 1)
+    assert (taken.msg_uuid, taken.ticket) == ("M", 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_with_no_time_left_does_not_hold_up_those_put_back_with_it(
+    world: World,
+) -> None:
+    node = await world.node()
+    await stored(node, 3, timeout_s=30)
+    source = await world.source()
+    calls = await take(source, 3)
+    ending = msgspec.structs.replace(calls[1], expires_at_s=reactor.seconds() + 0.0005)
+    back: Deferred[None] = Deferred()
+    source.put_back([calls[0], ending, calls[2]], lambda: back.callback(None))  # type: ignore[attr-defined]
+    await back
+    assert [entry["args"] for entry in await entries(world)] == [0, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_foreign_servers_list_gets_no_expiry_by_what_is_put_back(world: World) -> None:
+    source = await world.source()
+    await foreign_call(world, 1)
+    (call,) = await take(source, 1)
+    back: Deferred[None] = Deferred()
+    source.put_back([call], lambda: back.callback(None))  # type: ignore[attr-defined]
+    await back
+    assert await redis(world).command("PTTL", "juggler:calls:{u}") == -1
+    node = await world.node()
+    await stored(node, 1)
+    (_, ours) = await take(source, 2)
+    back = Deferred()
+    source.put_back([ours], lambda: back.callback(None))  # type: ignore[attr-defined]
+    await back
+    assert await redis(world).command("PTTL", "juggler:calls:{u}") > 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_is_run_though_the_connection_that_tells_the_time_is_away(
+    world: World,
+) -> None:
+    node, source = await world.node(), await world.source()
+    await stored(node, 1)
+    await take(source, 1)  # the time is known from here on
+    taking = source.take_calls(("u",), 1)
+    clients = (await redis(world).command("CLIENT", "LIST")).decode().splitlines()
+    commands = [line.split()[0].removeprefix("id=") for line in clients if "-commands-" in line]
+    for number in commands:
+        await redis(world).command("CLIENT", "KILL", "ID", number)
+    await eventually(reactor, lambda: not source.available)
+    call = {"conn_uuid": "C", "msg_uuid": "M", "uri": "u", "dl": int(1e13), "args": 1}
+    await redis(world).command("LPUSH", "juggler:calls:{u}", json.dumps(call))
+    assert [call.msg_uuid for call in await taking] == ["M"]

@@ -49,7 +49,11 @@ class HTTPCase(SynchronousTestCase):
         self.requests: list[Request] = []
         self.results: dict[str, Any] = {}
         self.factory = HTTPFactory(
-            self.handle, wheel=self.wheel, clock=self.clock, limits=self.limits
+            self.handle,
+            wheel=self.wheel,
+            clock=self.clock,
+            limits=self.limits,
+            wall_clock=self.clock.seconds,
         )
 
     def handle(self, request: Request) -> Any:

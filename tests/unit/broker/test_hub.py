@@ -224,6 +224,16 @@ class HubTests(SynchronousTestCase):
         self.assertEqual(self.owner.told, [])
         self.assertEqual(self.broker.unsubscribed, [("c", False)])
 
+    def test_who_unsubscribes_when_told_takes_nothing_from_those_told_later(self) -> None:
+        later = RecordingOwner()
+        told = self.hub.subscribe(self.owner, "c", pattern=False)
+        told.addCallback(lambda _: self.hub.unsubscribe(self.owner, "c", pattern=False))
+        self.hub.subscribe(later, "c", pattern=False)
+        self.broker.subscribed[0][2].callback(None)
+        self.event("c")
+        self.assertEqual(later.told, [("event", "c", None, b"7")])
+        self.assertEqual((self.owner.told, self.broker.unsubscribed), ([], []))
+
     def test_what_is_no_event_is_dropped(self) -> None:
         self.hub.subscribe(self.owner, "c", pattern=False)
         self.broker.subscribed[0][2].callback(None)

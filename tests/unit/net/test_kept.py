@@ -49,7 +49,7 @@ class KeptProcessTests(SynchronousTestCase):
                 "pid": second.pid,
                 "state": "running",
                 "restarts": 1,
-                "since": 1000.1,
+                "for_s": 0.0,
             },
         )
         self.assertEqual((len(self.runs), self.exits), (2, 1))

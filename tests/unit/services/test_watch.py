@@ -170,7 +170,7 @@ class MetricsTests(WatchCase):
 
 
 def state(name: str, restarts: int = 0) -> ProcessState:
-    return {"name": "p", "pid": 1, "state": name, "restarts": restarts, "since": 0.0}
+    return {"name": "p", "pid": 1, "state": name, "restarts": restarts, "for_s": 0.0}
 
 
 class HealthTests(WatchCase):

@@ -100,6 +100,13 @@ class TestGoldenBytes:
             b'{"msg_uuid":"11111111-1111-4111-8111-111111111111"}'
         )
 
+    @pytest.mark.parametrize("dl", ["1e3", "1.5", "null", '"x"', "9" * 400, "-1"])
+    def test_a_deadline_in_another_programs_form_loses_no_payload(self, dl: str) -> None:
+        encoded = juggler.encode_call_payload(U1, U2, "u", b"1", 5)
+        other = encoded.replace(b'"dl":5', b'"dl":' + dl.encode())
+        assert juggler.decode_call_payload(encoded).dl == 5
+        assert bytes(juggler.decode_call_payload(other).args) == b"1"
+
     def test_keys(self) -> None:
         assert juggler.calls_key("a.b") == "juggler:calls:{a.b}"
         assert juggler.call_timeout_key("a.b", U1) == f"juggler:calls:timeout:{{a.b}}:{U1}"
@@ -140,6 +147,8 @@ class TestDecoding:
             (request(0), 1008, "0"),
             (request(1, uri="u", args=float("inf")), 1007, "bad JSON"),
             (request(1, uri="u", timeout="1s"), 1008, "timeout"),
+            (request(1, uri="u", timeout=10**400), 1008, "timeout"),
+            (request(1 << 70, uri="u"), 1008, "type"),
         ],
     )
     def test_what_a_client_may_not_send_names_code_and_fault(
