@@ -384,7 +384,7 @@ def _arguments() -> argparse.Namespace:
     arguments.rounds = arguments.rounds or (1 if quick else 3)
     arguments.seconds = min(arguments.seconds or (0.4 if quick else 3.0), LOAD_TIMEOUT_S / 2)
     if arguments.cells is None:
-        full = [(1, 1), (10, 1), (10, 8), (100, 1), (100, 8)]
+        full = [(1, 1), *((clients, calls) for clients in (10, 100, 500) for calls in (1, 8))]
         arguments.cells = [(1, 1), (10, 1), (10, 8)] if quick else full
     return arguments
 

@@ -4,8 +4,6 @@ Twisted's epoll reactor wraps every event in a logging context and two function 
 "readable" or "writable" event calls `doRead` or `doWrite` directly. Transports of `net.tcp` put
 themselves on `PelotonReactor.dirty` when they are written to; they are flushed after each batch of
 events and once more before the reactor sleeps, so that whatever timers wrote leaves as well.
-What may wait for company (`net.tcp.Corked.write_soon`) leaves with the next write to the same
-transport, or when the reactor has nothing else to do, a millisecond later at most.
 
 `install` makes it the process's reactor; ``twistd --reactor=peloton`` does the same. Only `tap` and
 entry points call it.
@@ -17,14 +15,11 @@ import errno
 import sys
 from select import EPOLLIN, EPOLLOUT
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 from twisted.python import log
-
-# How long bytes may wait for company while the reactor is busy.
-_PATIENCE_S: Final = 0.001
 
 
 class Dirty(Protocol):
@@ -44,9 +39,10 @@ class PelotonReactor(EPollReactor):  # zope's interface inheritance
 
     def __init__(self) -> None:
         self.dirty: list[Dirty] = []
-        self._patient: list[Dirty] = []
-        self._patient_until_s = 0.0
         super().__init__()  # type: ignore[no-untyped-call]
+
+    # Monotonic: a step of the wall clock must not end deadlines, nor look like a flood.
+    seconds = staticmethod(monotonic)
 
     def flush(self) -> None:
         """Flushes every dirty transport once; what becomes dirty meanwhile stays for later."""
@@ -57,25 +53,13 @@ class PelotonReactor(EPollReactor):  # zope's interface inheritance
             except Exception:  # producers resumed by a flush are foreign code
                 log.err()
 
-    # Monotonic: a step of the wall clock must not end deadlines, nor look like a flood.
-    seconds = staticmethod(monotonic)
-
-    def flush_soon(self, transport: Dirty) -> None:
-        """Flushes the transport when there is nothing else to do, or after a short while."""
-        if not self._patient:
-            self._patient_until_s = monotonic() + _PATIENCE_S
-        self._patient.append(transport)
-
     def doPoll(self, timeout: float | None) -> None:
         if self.dirty:
             timeout = self._flush_before(timeout)
         try:
-            events = self._poll(0) if self._patient else self._poll(timeout)
-            if self._patient and (not events or monotonic() > self._patient_until_s):
-                self.dirty += self._patient
-                self._patient = []
-                timeout = self._flush_before(timeout)
-                events = events or self._poll(timeout)
+            events = self._poller.poll(
+                -1 if timeout is None else timeout, len(self._selectables) or -1
+            )
         except OSError as error:
             if error.errno == errno.EINTR:
                 return
@@ -105,12 +89,6 @@ class PelotonReactor(EPollReactor):  # zope's interface inheritance
             self.flush()
 
     doIteration = doPoll
-
-    def _poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        events: list[tuple[int, int]] = self._poller.poll(
-            -1 if timeout is None else timeout, len(self._selectables) or -1
-        )
-        return events
 
     def _flush_before(self, timeout: float | None) -> float | None:
         """Flushes, and says how long the poll may now sleep.

@@ -118,25 +118,6 @@ class Corked:
         if self.producer is not None and (self._tempDataLen > self.bufferSize or self.dataBuffer):
             self._maybePauseProducer()  # type: ignore[attr-defined]
 
-    def write_soon(self, data: bytes) -> None:
-        """Writes what may wait for company: see `pelotontx.net.reactor`.
-
-        One `send` less for an answer in two parts of which the second follows at once. On other
-        reactors it is a write like any other.
-        """
-        if self._dirty or self.dataBuffer or self.TLS or not self.connected:
-            self.write(data)
-            return
-        try:
-            flush_soon = self.reactor.flush_soon
-        except AttributeError:  # not our reactor
-            self.write(data)
-            return
-        if not self._tempDataBuffer:
-            flush_soon(self)
-        self._tempDataBuffer.append(data)
-        self._tempDataLen += len(data)
-
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         self.write(b"".join(iovec))
 

@@ -353,15 +353,6 @@ class ServerConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """See `Connection`."""
         self.send_frame(encode_frame(payload))
 
-    def send_soon(self, payload: bytes) -> None:
-        """See `Connection`."""
-        if self.state != OPEN:
-            return
-        if self._is_paused or self._window_bits or not isinstance(self.transport, Corked):
-            self.send_text(payload)
-        else:
-            self.transport.write_soon(encode_frame(payload))
-
     def send_binary(self, payload: bytes) -> None:
         """Sends one binary message."""
         self.send_frame(encode_frame(payload, binary=True))

@@ -45,13 +45,6 @@ class Connection(Protocol):
         """Sends one text message (UTF-8); does nothing once the connection is closing."""
         ...
 
-    def send_soon(self, payload: bytes) -> None:
-        """As `send_text`, for what is followed by more within a millisecond, or may come so late.
-
-        See `pelotontx.net.tcp.Corked.write_soon`.
-        """
-        ...
-
     def send_frame(self, frame: bytes) -> None:
         """Sends what `encode_frame` has made, the same for any number of connections.
 

@@ -174,26 +174,6 @@ class PelotonReactorTests(SynchronousTestCase):
         self.reactor.dirty.append(Recorder())
         self.assertEqual(self.reactor._flush_before(5), 5)
 
-    def test_bytes_that_may_wait_leave_when_nothing_else_is_to_be_done(self) -> None:
-        patient = Recorder()
-        self.pipe.startReading()
-        os.write(self.write_end, b"x")
-        self.reactor.flush_soon(patient)
-        self.reactor._patient_until_s = monotonic() + 60
-        self.reactor.doPoll(0)
-        self.assertEqual((self.pipe.seen, patient.flushed), ([b"x"], 0))
-        self.reactor.doPoll(0)
-        self.assertEqual(patient.flushed, 1)
-
-    def test_bytes_wait_a_short_while_only_however_much_there_is_to_be_done(self) -> None:
-        patient = Recorder()
-        self.pipe.startReading()
-        os.write(self.write_end, b"x")
-        self.reactor.flush_soon(patient)
-        self.reactor._patient_until_s = monotonic()
-        self.reactor.doPoll(0)
-        self.assertEqual((self.pipe.seen, patient.flushed), ([b"x"], 1))
-
     def test_a_step_of_the_wall_clock_is_no_time(self) -> None:
         self.assertIs(PelotonReactor.seconds, monotonic)
 

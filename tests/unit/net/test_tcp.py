@@ -105,31 +105,6 @@ class CorkedTests(SynchronousTestCase):
         self.assertEqual(unsent_bytes(self.transport), 0)
         self.assertEqual(self.reactor.writers, set())
 
-    def test_what_may_wait_leaves_with_the_next_write(self) -> None:
-        waiting: list[Any] = []
-        self.reactor.flush_soon = waiting.append  # type: ignore[attr-defined]
-        self.transport.write_soon(b"a")
-        self.transport.write_soon(b"b")
-        self.reactor.flush()
-        self.assertEqual((waiting, CountingSocket.sends), ([self.transport], 0))
-        self.transport.write(b"c")
-        self.reactor.flush()
-        self.assertEqual((self.peer.recv(10), CountingSocket.sends), (b"abc", 1))
-        self.transport.flush()  # its turn comes all the same
-        self.assertEqual(CountingSocket.sends, 1)
-
-    def test_what_may_wait_leaves_before_the_connection_is_closed(self) -> None:
-        self.reactor.flush_soon = lambda transport: None  # type: ignore[attr-defined]
-        self.transport.write_soon(b"a")
-        self.transport.loseConnection()
-        self.transport.doWrite()
-        self.assertEqual(self.peer.recv(10), b"a")
-
-    def test_other_reactors_let_nothing_wait(self) -> None:
-        self.transport.write_soon(b"a")
-        self.reactor.flush()
-        self.assertEqual(self.peer.recv(10), b"a")
-
     def test_what_the_kernel_refuses_goes_the_stock_way(self) -> None:
         size = self.fill()
         self.transport.write(b"end")
