@@ -11,11 +11,13 @@ They end with the test process, by kill -9 too.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -53,10 +55,15 @@ def valkey_binary() -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody has at this moment.
+
+    None that the kernel hands out by itself: while a server is down its port must not go to some
+    outgoing connection, least of all to one that looks for this very server.
+    """
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
+            return port
 
 
 def is_alive(pid: int) -> bool:
