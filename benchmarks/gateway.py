@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, succeed
 from pelotontx.broker.hub import Event, PendingCall
 from pelotontx.gateway.juggler import Gateway, JugglerEndpoint, JugglerLimits
 from pelotontx.net.websocket import Handshake
+from pelotontx.net.wheel import Wheel
 from pelotontx.wire import juggler
 
 UUID = "00000000-0000-4000-8000-000000000001"
@@ -89,7 +90,9 @@ def measure(kind: str, count: int) -> dict[str, float]:
     hub: Any = Hub()
     limits = JugglerLimits(message_rate=1e9, message_burst=10**9)
     clock: Any = Clock()
-    endpoint = JugglerEndpoint(hub=hub, clock=clock, limits=limits, gateway=KINDS[kind]())
+    endpoint = JugglerEndpoint(
+        hub=hub, clock=clock, wheel=Wheel(clock), limits=limits, gateway=KINDS[kind]()
+    )
     accepted: Any = endpoint.accept(Handshake({}, [juggler.SUBPROTOCOL], "nobody"))
     session = accepted[1](Peer())
     event = Event("room", None, UUID, b'"hello"')

@@ -142,7 +142,6 @@ class Hub:
         self._next_id = juggler.MessageIds(os.urandom(16)).next
         self._pending: dict[str, PendingCall] = {}
         self._topics: dict[tuple[str, bool], _Topic] = {}
-        self._drained: list[Deferred[None]] = []
         self.calls_stored = 0
         self.calls_refused = 0
         self.calls_expired = 0
@@ -184,14 +183,6 @@ class Hub:
         await self._caller.stop()
         await self._pubsub.stop()
 
-    def drained(self) -> Deferred[None]:
-        """Fires when no call is pending."""
-        if not self._pending:
-            return succeed(None)
-        result: Deferred[None] = Deferred()
-        self._drained.append(result)
-        return result
-
     # Calls
 
     def call(
@@ -215,10 +206,6 @@ class Hub:
             call.is_pending = False
             assert call.timer is not None
             call.timer.cancel()
-            if not self._pending and self._drained:
-                drained, self._drained = self._drained, []
-                for waiting in drained:
-                    waiting.callback(None)
 
     def give_up(self, reason: str) -> None:
         """Ends every pending call with an error; whether a stored one was run is not known."""

@@ -346,8 +346,8 @@ class RpcConfig:
         256,
         Integer(1, 100_000),
         "Messages of one connection that wait for middleware, or for the broker to confirm what "
-        "stands before them. More: NACK, and for outgoing ones close 1011; they are held in "
-        "memory.",
+        "stands before them; in bytes at most websocket.outbound_limit. More: NACK, and for "
+        "outgoing ones close 4008; they are held in memory.",
     )
     close_uri: str = key(
         "", NAME, "A call to this URI closes the connection with 1000 bye; empty: none does."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,9 @@ from pelotontx.web.app import Request as WebRequest
 _log = Logger(namespace="pelotontx")
 
 _BROKER_WAIT_S = 1.0
+# For what a callee process does when its own `drain_timeout` is over: it cancels what still runs,
+# names it in the log and closes its connections.
+_KILL_GRACE_S = 2.0
 
 
 def build(config: Config, *, reactor: Any, **hooks: Any) -> Server:
@@ -81,7 +85,13 @@ def _end(reactor: Any, error: BaseException) -> None:
 
 
 def callee_service(
-    callee: Callee, config: Config, *, concurrency: int = 256, threads: int = 8, reactor: Any
+    callee: Callee,
+    config: Config,
+    *,
+    concurrency: int = 256,
+    threads: int = 8,
+    reactor: Any,
+    on_failure: Callable[[], object],
 ) -> IService:
     """A callee with a broker connection of its own, for a process of its own.
 
@@ -91,7 +101,13 @@ def callee_service(
         concurrency: see `CalleeService`.
         threads: see `CalleeService`.
         reactor: everything lives on it.
+        on_failure: called when it cannot start, or takes no calls any more; that is logged.
     """
+
+    def cannot_start(error: BaseException) -> None:
+        _log.critical("The callee cannot start: {error}", error=error)
+        on_failure()
+
     broker = open_broker(reactor, config.broker.url, config.broker)
     runner = CalleeService(
         callee,
@@ -101,8 +117,9 @@ def callee_service(
         threads=threads,
         result_limit_bytes=config.rpc.result_limit_bytes,
         stop_timeout_s=config.server.drain_timeout_s,
+        on_failure=on_failure,
     )
-    server = Server(on_failure=partial(_end, reactor))
+    server = Server(on_failure=cannot_start)
     server.add(Phase("broker", start=broker.start, stop=broker.stop))
     server.add(Phase("callee", start=runner.startService, stop=runner.stopService))
     return server
@@ -251,7 +268,7 @@ class _Builder:
         for description in self.config.server.listen:
             port = await listen(self.reactor, description, self.http)
             ports.append(port)
-            _log.info("Listening on {address}", address=_shown(port))
+            _log.info("Listening on {address}", address=_shown(port, description))
 
     def _unlisten(self, ports: list[IListeningPort]) -> Deferred[Any]:
         self.health.is_stopping = True
@@ -270,6 +287,7 @@ class _Builder:
         return juggler.JugglerEndpoint(
             hub=self.hub,
             clock=self.reactor,
+            wheel=self.wheel,
             limits=limits,
             uri_limits=uri_limits(limits, config.uri),
             channel_limits=channel_limits(limits, config.channel),
@@ -333,7 +351,7 @@ class _Builder:
                 "PELOTON_BROKER__URL": self.broker_url,
                 "PELOTON_LOG__FORMAT": "text",  # the supervisor reads the level off it
             },
-            stop_timeout_s=self.config.server.drain_timeout_s,
+            stop_timeout_s=self.config.server.drain_timeout_s + _KILL_GRACE_S,
         )
         self.health.add(
             name,
@@ -355,9 +373,10 @@ def _object(dotted: str, key: str, kind: type[Any]) -> Any:
     return found
 
 
-def _shown(port: IListeningPort) -> str:
+def _shown(port: IListeningPort, description: str) -> str:
     host: Any = port.getHost()
     if hasattr(host, "port"):
         name = f"[{host.host}]" if ":" in host.host else host.host
-        return f"http://{name}:{host.port}/"
+        scheme = "https" if description.startswith("ssl:") else "http"
+        return f"{scheme}://{name}:{host.port}/"
     return f"unix:{getattr(host, 'name', host)}"

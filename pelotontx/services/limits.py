@@ -110,6 +110,7 @@ def juggler_limits(config: RpcConfig, websocket: WebSocketConfig) -> juggler.Jug
         message_rate=config.message_rate,
         message_burst=config.message_burst,
         waiting_limit=config.waiting_limit,
+        waiting_limit_bytes=websocket.outbound_limit_bytes,
         result_limit_bytes=config.result_limit_bytes,
         close_uri=config.close_uri,
         slow_message_s=websocket.slow_message_threshold_s,

@@ -12,26 +12,27 @@ from typing import Any, Final
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pelotontx.broker.hub import Event
 from pelotontx.errors import LocalProtocolError, RequestRefused
 from pelotontx.gateway.juggler.gateway import Gateway, Message, Middleware, Next, Session, run_hook
+from pelotontx.gateway.juggler.limits import Backlog
 from pelotontx.gateway.juggler.session import EndpointState, JugglerSession
-from pelotontx.net.websocket import INTERNAL_ERROR, Connection
+from pelotontx.net.websocket import SLOW_CONSUMER, Connection
+from pelotontx.net.wheel import Timer
 from pelotontx.wire import juggler
 
 _TOO_LONG: Final = RequestRefused(500, "it took too long")
 
 
 class Lane:
-    """Lets one message after the other through; those behind wait, at most `limit` of them.
+    """Lets one message after the other through; those behind wait in a `Backlog`.
 
     Args:
         through: what a message goes through; does not fail.
-        endpoint: its clock and limits.
+        endpoint: its wheel and limits.
         on_idle: called when nothing is on its way any more.
     """
 
@@ -46,23 +47,24 @@ class Lane:
         self._through = through
         self._endpoint = endpoint
         self._on_idle = on_idle
-        self._waiting: list[Message] = []
+        self._waiting: Backlog[Message] = Backlog(endpoint.limits)
         self._running: Deferred[None] | None = None
         self.is_busy = False
 
     def put(self, message: Message) -> bool:
         """Lets it through when those before it are; False when there is no room to wait."""
-        if not self.is_busy:
-            self._run(message)
-        elif len(self._waiting) < self._endpoint.limits.waiting_limit:
-            self._waiting.append(message)
-        else:
-            return False
+        if self.is_busy:
+            return self._waiting.put(message, message.wire.payload)
+        self._run(message)
         return True
+
+    def clear(self) -> None:
+        """Forgets what waits."""
+        self._waiting.clear()
 
     def stop(self) -> None:
         """Forgets what waits, and cancels what is on its way."""
-        self._waiting.clear()
+        self.clear()
         if self._running is not None:
             self._running.cancel()
 
@@ -72,21 +74,20 @@ class Lane:
             task = Deferred.fromCoroutine(self._through(message))
             if not task.called:
                 self._running = task
-                clock, timeout_s = self._endpoint.clock, self._endpoint.limits.hook_timeout_s
-                task.addBoth(self._resume, clock.callLater(timeout_s, task.cancel))
+                wheel, timeout_s = self._endpoint.wheel, self._endpoint.limits.hook_timeout_s
+                task.addBoth(self._resume, wheel.call_later(timeout_s, task.cancel))
                 return
-            if not self._waiting:
+            if not self._waiting.items:
                 break
-            message = self._waiting.pop(0)
+            message = self._waiting.take()
         self.is_busy = False
         self._on_idle()
 
-    def _resume(self, _: object, deadline: IDelayedCall) -> None:
+    def _resume(self, _: object, deadline: Timer) -> None:
         self._running = None
-        if deadline.active():
-            deadline.cancel()
-        if self._waiting:
-            self._run(self._waiting.pop(0))
+        deadline.cancel()
+        if self._waiting.items:
+            self._run(self._waiting.take())
         else:
             self.is_busy = False
             self._on_idle()
@@ -124,7 +125,9 @@ class HookedSession(JugglerSession):
     # From the client
 
     def _take(self, request: juggler.Message, began_s: float) -> None:
-        if not self._inbound.put(Message(request, "in", began_s)):
+        if self._endpoint.is_draining:
+            self._nack(request, RequestRefused(503, "the server is stopping"))
+        elif not self._inbound.put(Message(request, "in", began_s)):
             self._refuse(request, RequestRefused(429, "too many messages wait"))
 
     async def _pass_in(self, message: Message) -> None:
@@ -136,10 +139,10 @@ class HookedSession(JugglerSession):
 
     async def _admit(self, message: Message) -> None:
         """The end of the chain: hooks, and what the server does."""
-        if message.is_done:
-            raise LocalProtocolError("a message was passed on twice")
+        _check_is_new(message)
         for hook in self._hooks.get(message.type, ()):
             await run_hook(hook, self.session, message)
+            _check_is_new(message)  # it may have been passed on again meanwhile, or refused
         message.is_done = True
         if self._is_closed:
             return
@@ -147,7 +150,10 @@ class HookedSession(JugglerSession):
             error = juggler.unexpected_type(message.type)
             self._connection.close(error.close_code, error.reason)
         else:
-            self._perform(message.wire, message.came_s)
+            try:
+                self._perform(message.wire, message.came_s)
+            except Exception:  # an error of ours: nobody in between may hide it
+                self._fail()
 
     def _failed_in(self, message: Message, error: Exception) -> None:
         if isinstance(error, CancelledError):
@@ -207,6 +213,7 @@ class ChainedSession(HookedSession):
         super().__init__(endpoint, connection, allowed, session=session, gateway=gateway)
         self._leave = _compose(gateway.middlewares, session, self._emit)
         self._outbound = Lane(self._pass_out, endpoint, self._lane_is_idle)
+        self._has_overflowed = False
 
     def _ack(self, request: juggler.Message) -> None:
         self._put_out(juggler.ACK, self._payload_for(request))
@@ -224,8 +231,7 @@ class ChainedSession(HookedSession):
 
     def event(self, event: Event) -> None:
         """See `pelotontx.broker.hub.Listener`; here each listener's EVNT is encoded by itself."""
-        if event.msg_uuid in self._publishing:
-            self._published(None, event.msg_uuid)
+        is_word = event.msg_uuid in self._publishing and self._is_brokers_word(event)
         payload = juggler.Payload(
             channel=event.channel,
             pattern=event.pattern or False,
@@ -233,6 +239,8 @@ class ChainedSession(HookedSession):
             for_=event.msg_uuid,
         )
         self._put_out(juggler.EVNT, payload)
+        if is_word:
+            self._go_on()
 
     def _payload_for(self, request: juggler.Message) -> juggler.Payload:
         asked = request.payload
@@ -244,14 +252,17 @@ class ChainedSession(HookedSession):
         )
 
     def _put_out(self, type_: int, payload: juggler.Payload) -> None:
-        if self._is_closed:
+        if self._is_closed or self._has_overflowed:
             return
         meta = juggler.Meta(type=type_, uuid=self._endpoint.next_id())
         if not self._outbound.put(Message(juggler.Message(meta=meta, payload=payload), "out")):
-            self._log.warn(
-                "{peer}: too many messages wait for middleware", peer=self._connection.peer
-            )
-            self._connection.close(INTERNAL_ERROR, "too many messages wait")
+            self._overflow()
+
+    def _overflow(self) -> None:
+        self._has_overflowed = True
+        self._outbound.clear()
+        self._log.warn("{peer}: too many messages wait for middleware", peer=self._connection.peer)
+        self._connection.close(SLOW_CONSUMER, "slow consumer: too many messages wait")
 
     async def _pass_out(self, message: Message) -> None:
         try:
@@ -261,15 +272,17 @@ class ChainedSession(HookedSession):
                 self._failed_out(message, error)
 
     async def _emit(self, message: Message) -> None:
-        if message.is_done:
-            raise LocalProtocolError("a message was passed on twice")
+        _check_is_new(message)
         message.is_done = True
         self._send(message.type, juggler.encode_response(message.wire))
 
     def _failed_out(self, message: Message, error: Exception) -> None:
         if message.is_done or not isinstance(error, RequestRefused):
             self._endpoint.recover(Failure())
-        if message.is_done or message.type == juggler.EVNT:
+        if message.is_done:
+            return
+        message.is_done = True
+        if message.type == juggler.EVNT:
             return
         if message.type == juggler.RES:
             text = error.message if isinstance(error, RequestRefused) else "internal error"
@@ -285,6 +298,11 @@ class ChainedSession(HookedSession):
         """Nothing of the session stays behind."""
         super().connection_lost(code)
         self._outbound.stop()
+
+
+def _check_is_new(message: Message) -> None:
+    if message.is_done:
+        raise LocalProtocolError("a message was passed on twice")
 
 
 def _compose(middlewares: list[Middleware], session: Session, end: Next) -> Next:

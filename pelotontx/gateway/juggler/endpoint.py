@@ -13,6 +13,7 @@ from pelotontx.gateway.juggler.gateway import Gateway, Session, run_hook
 from pelotontx.gateway.juggler.limits import ALLOWED_HEADER, allowed_messages
 from pelotontx.gateway.juggler.session import EndpointState, JugglerSession
 from pelotontx.net.websocket import Accepted, Connection, Handshake, Refused
+from pelotontx.net.wheel import Timer
 from pelotontx.wire import juggler
 
 
@@ -114,24 +115,34 @@ class JugglerEndpoint(EndpointState):
         farewell = Deferred.fromCoroutine(hook).addErrback(self.recover)
         if not farewell.called:
             self._farewells[farewell] = None
-            farewell.addTimeout(self.limits.hook_timeout_s, self.clock)
-            farewell.addBoth(lambda _: self._farewells.pop(farewell, None))
+            deadline = self.wheel.call_later(self.limits.hook_timeout_s, farewell.cancel)
+            farewell.addBoth(self._farewell_said, farewell, deadline)
+
+    def _farewell_said(self, _: object, farewell: Deferred[None], deadline: Timer) -> None:
+        deadline.cancel()
+        del self._farewells[farewell]
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes no more calls; each session is closed with 1001 when its last call has ended.
+        """Takes no more calls; each session is closed with 1001 when nothing of it is in flight.
 
-        A call that has not ended within `timeout_s` is answered with an error. Ends when the last
-        session is gone; the WebSocket's close timeout sees to that.
+        After `timeout_s` calls that have not ended are answered with an error, and all sessions
+        closed. Ends when the last session is gone (the WebSocket's close timeout sees to that) and
+        the last `on_disconnect` (`hook_timeout_s` to that).
         """
         self.is_draining = True
         for session in tuple(self.sessions):
             session.close_when_idle()
-        drained = self.hub.drained().addTimeout(timeout_s, self.clock)
-        await drained.addErrback(lambda _: self.hub.give_up("the server is stopping"))
         if self.sessions:
             self._all_ended = Deferred()
+            deadline = self.wheel.call_later(timeout_s, self._give_up)
             await self._all_ended
+            deadline.cancel()
         await DeferredList(list(self._farewells))
+
+    def _give_up(self) -> None:
+        self.hub.give_up("the server is stopping")
+        for session in tuple(self.sessions):
+            session.say_goodbye()
 
 
 __all__ = ["JugglerEndpoint"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from pelotontx.errors import BrokerError, QueueFull, RequestRefused
 from pelotontx.wire import juggler
 
 ALLOWED_HEADER: Final = "juggler-allowed-messages"
 _ALL_MESSAGES: Final = frozenset((juggler.CALL, juggler.PUB, juggler.SUB, juggler.UNSB))
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,7 +34,8 @@ class JugglerLimits:
         message_rate: messages a second on average, 0 = any number; past it NACK 429.
         message_burst: messages at once; as many again past the rate close the connection.
         waiting_limit: messages that wait for middleware, or for the broker to confirm what stands
-            before them; past it NACK 429, and for outgoing ones the connection is closed.
+            before them; past it NACK 429, and for outgoing ones close 4008.
+        waiting_limit_bytes: the same in bytes.
         close_uri: a CALL of this URI closes the connection; empty = none.
         slow_message_s: a message whose handling took longer is counted and logged: it held up
             everybody else.
@@ -50,6 +53,7 @@ class JugglerLimits:
     message_rate: float = 50.0
     message_burst: int = 100
     waiting_limit: int = 256
+    waiting_limit_bytes: int = 1024 * 1024
     close_uri: str = ""
     slow_message_s: float = 0.1
     hook_timeout_s: float = 10.0
@@ -77,6 +81,51 @@ def allowed_messages(header: str | None) -> frozenset[int]:
     return _ALL_MESSAGES if "*" in names or not allowed else allowed
 
 
+class Backlog(Generic[_T]):
+    """Messages that wait for their turn: `waiting_limit` of them, in `waiting_limit_bytes`.
+
+    One that waits alone may have any size. Past a limit `put` refuses.
+
+    Args:
+        limits: the two.
+
+    Attributes:
+        items: the messages in order, each with its size; read it, and change it by the methods.
+    """
+
+    __slots__ = ("_bytes", "_limits", "items")
+
+    def __init__(self, limits: JugglerLimits) -> None:
+        self._limits = limits
+        self._bytes = 0
+        self.items: list[tuple[_T, int]] = []
+
+    def put(self, message: _T, payload: juggler.Payload) -> bool:
+        """Lets a message of this payload wait behind the others; False when there is no room."""
+        payload.args = payload.args.copy()  # they would hold the whole frame that they came in
+        size = memoryview(payload.args).nbytes + len(payload.channel) + len(payload.uri)
+        limits = self._limits
+        if self.items and (
+            len(self.items) >= limits.waiting_limit
+            or self._bytes + size > limits.waiting_limit_bytes
+        ):
+            return False
+        self.items.append((message, size))
+        self._bytes += size
+        return True
+
+    def take(self) -> _T:
+        """The message whose turn it is."""
+        message, size = self.items.pop(0)
+        self._bytes -= size
+        return message
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        self.items.clear()
+        self._bytes = 0
+
+
 class TokenBucket:
     """Lets `rate` a second pass on average and `burst` at once."""
 
@@ -90,7 +139,8 @@ class TokenBucket:
 
     def take(self, now_s: float) -> float:
         """Takes one token; the result is what is left, negative when there was none."""
-        tokens = self._tokens + (now_s - self._filled_at_s) * self._rate
+        # A reactor whose clock is the wall's may see it step back.
+        tokens = self._tokens + max(0.0, now_s - self._filled_at_s) * self._rate
         self._filled_at_s = now_s
         self._tokens = tokens = min(tokens, self._burst) - 1
         return tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import Final
+from typing import Final, TypeAlias
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -17,16 +17,24 @@ from twisted.python.failure import Failure
 
 from pelotontx.broker.hub import Event, Hub, Observer, PendingCall
 from pelotontx.errors import BrokerError, PelotonError, RemoteProtocolError, RequestRefused
-from pelotontx.gateway.juggler.limits import JugglerLimits, TokenBucket, nack_of
+from pelotontx.gateway.juggler.limits import Backlog, JugglerLimits, TokenBucket, nack_of
 from pelotontx.net.websocket import (
     GOING_AWAY,
+    INTERNAL_ERROR,
     TOO_MANY_MESSAGES,
     UNSUPPORTED_DATA,
     Connection,
     encode_frame,
 )
+from pelotontx.net.wheel import Wheel
 from pelotontx.wire import juggler
 from pelotontx.wire.glob import GlobTable
+
+_CallOrigin: TypeAlias = tuple[juggler.Message, float, JugglerLimits]
+"""The CALL, when it came, and the limits that it counts against: middleware may change its URI."""
+
+_Publication: TypeAlias = tuple[juggler.Message, str]
+"""The PUB, and the channel that it went to."""
 
 _APPLICATION: Final = juggler.APPLICATION
 
@@ -37,6 +45,7 @@ class EndpointState:
     Args:
         hub: where calls and events go.
         clock: for rates and durations.
+        wheel: for deadlines.
         limits: of each session.
         uri_limits: those of some URIs.
         channel_limits: those of some channels.
@@ -62,6 +71,7 @@ class EndpointState:
         *,
         hub: Hub,
         clock: IReactorTime,
+        wheel: Wheel,
         limits: JugglerLimits | None = None,
         uri_limits: GlobTable[JugglerLimits] | None = None,
         channel_limits: GlobTable[JugglerLimits] | None = None,
@@ -69,6 +79,7 @@ class EndpointState:
     ) -> None:
         self.hub = hub
         self.clock = clock
+        self.wheel = wheel
         self.limits = limits or JugglerLimits()
         self.uri_limits = uri_limits
         self.channel_limits = channel_limits
@@ -118,12 +129,13 @@ class JugglerSession:
         self._endpoint = endpoint
         self._connection = connection
         self._allowed = allowed
-        self._calls: dict[PendingCall, float] = {}  # when each came
+        self._calls: dict[PendingCall, None] = {}
         self._ruled: Counter[JugglerLimits] = _NONE  # calls in flight by their URI's own limits
-        self._publishing: dict[str, list[juggler.Message]] = {}
+        self._publishing: dict[str, list[_Publication]] = {}  # by id
         self._topics: dict[tuple[str, bool], None] = {}
         self._subscribing = 0
-        self._waiting: list[juggler.Message] = []
+        self._waiting: Backlog[juggler.Message] = Backlog(limits)
+        self._turn: juggler.Message | None = None  # what has waited, while it is performed
         self._bucket: TokenBucket | None = None
         if limits.message_rate:
             now_s = endpoint.clock.seconds()
@@ -182,8 +194,13 @@ class JugglerSession:
     def _perform(self, request: juggler.Message, began_s: float) -> None:
         """Performs a request when it is its turn; CALLs need not wait for the others."""
         type_ = request.meta.type
-        if type_ != juggler.CALL and (self._waiting or self._must_wait(type_)):
-            self._wait(request)
+        if (
+            type_ != juggler.CALL
+            and (self._waiting.items or self._must_wait(type_))
+            and request is not self._turn
+        ):
+            if not self._waiting.put(request, request.payload):
+                self._refuse(request, RequestRefused(429, "too many messages wait"))
             return
         refusal = self._refusal(request)
         if refusal is not None:
@@ -204,19 +221,26 @@ class JugglerSession:
             return self._subscribing > 0
         return type_ == juggler.SUB and bool(self._publishing)
 
-    def _wait(self, request: juggler.Message) -> None:
-        if len(self._waiting) < self._endpoint.limits.waiting_limit:
-            self._waiting.append(request)
-        else:
-            self._refuse(request, RequestRefused(429, "too many messages wait"))
-
     def _go_on(self) -> None:
-        """Performs what has waited, as far as it may go by now."""
-        # Out of sight meanwhile: what is performed at once would call this again, ever deeper.
-        waiting, self._waiting = self._waiting, []
-        while waiting and not self._is_closed and not self._must_wait(waiting[0].meta.type):
-            self._perform(waiting.pop(0), 0.0)
-        self._waiting = waiting
+        """A PUB or SUB is done with: performs what has waited, as far as it may go by now."""
+        if self._turn is not None:
+            return  # what is performed at once calls this again, ever deeper
+        waiting = self._waiting
+        try:
+            while waiting.items and not self._must_wait(waiting.items[0][0].meta.type):
+                self._turn = waiting.take()
+                self._perform(self._turn, 0.0)
+        except Exception:  # an error of ours, and the broker is who calls
+            self._fail()
+        finally:
+            self._turn = None
+        if self._endpoint.is_draining:
+            self.close_when_idle()
+
+    def _fail(self) -> None:
+        """A request is lost by an error of ours: the client gets a close frame, we a log."""
+        self._endpoint.recover(Failure())
+        self._connection.close(INTERNAL_ERROR, "internal error")
 
     def _refuse(self, request: juggler.Message, refusal: RequestRefused) -> None:
         if refusal.code != 403:
@@ -269,11 +293,12 @@ class JugglerSession:
         timeout_s = juggler.timeout_s(
             request, default_s=limits.call_timeout_s, limit_s=limits.call_timeout_limit_s
         )
+        origin: _CallOrigin = (request, began_s, limits)
         call = endpoint.hub.call(
-            self, request, uri=uri, args=bytes(request.payload.args), timeout_s=timeout_s
+            self, origin, uri=uri, args=bytes(request.payload.args), timeout_s=timeout_s
         )
         if call.is_pending:
-            self._calls[call] = began_s
+            self._calls[call] = None
             if limits is not endpoint.limits:
                 if self._ruled is _NONE:
                     self._ruled = Counter()
@@ -281,24 +306,22 @@ class JugglerSession:
 
     def call_stored(self, call: PendingCall) -> None:
         """See `pelotontx.broker.hub.CallOwner`."""
-        self._ack(call.request)
+        self._ack(call.request[0])
 
     def call_refused(self, call: PendingCall, error: BrokerError) -> None:
         """See `pelotontx.broker.hub.CallOwner`."""
-        self._nack(call.request, error)
+        self._nack(call.request[0], error)
         self._call_ended(call)
 
     def call_answered(self, call: PendingCall, args: bytes) -> None:
         """See `pelotontx.broker.hub.CallOwner`."""
         endpoint = self._endpoint
-        request: juggler.Message = call.request
-        limits = endpoint.limits
-        if endpoint.uri_limits is not None:
-            limits = endpoint.uri_limits.find(request.payload.uri)
+        origin: _CallOrigin = call.request
+        request, began_s, limits = origin
         if len(args) > limits.result_limit_bytes:
             endpoint.limits_exceeded += 1
             args = juggler.encode_error(f"the result has over {limits.result_limit_bytes} bytes")
-        if endpoint.call_latency is not None and (began_s := self._calls.get(call)) is not None:
+        if endpoint.call_latency is not None:
             endpoint.call_latency.observe(endpoint.clock.seconds() - began_s)
         self._res(request, args)
         self._call_ended(call)
@@ -309,8 +332,8 @@ class JugglerSession:
 
     def _call_ended(self, call: PendingCall) -> None:
         endpoint = self._endpoint
-        if self._calls.pop(call, None) is not None and endpoint.uri_limits is not None:
-            limits = endpoint.uri_limits.find(call.request.payload.uri)
+        if self._calls.pop(call, 0) is None:
+            limits = call.request[2]
             if limits is not endpoint.limits:
                 self._ruled[limits] -= 1
         if endpoint.is_draining:
@@ -319,40 +342,42 @@ class JugglerSession:
     # Events
 
     def _publish(self, request: juggler.Message) -> None:
-        uuid = request.meta.uuid
-        self._publishing.setdefault(uuid, []).append(request)
-        done = self._endpoint.hub.publish(
-            request.payload.channel, uuid, bytes(request.payload.args)
-        )
+        uuid, channel = request.meta.uuid, request.payload.channel
+        publication: _Publication = (request, channel)
+        self._publishing.setdefault(uuid, []).append(publication)
+        done = self._endpoint.hub.publish(channel, uuid, bytes(request.payload.args))
+        arguments = (uuid, publication)
         done.addCallbacks(
-            self._published, self._not_published, callbackArgs=(uuid,), errbackArgs=(uuid,)
+            self._published, self._not_published, callbackArgs=arguments, errbackArgs=arguments
         )
 
-    def _published(self, result: None, uuid: str) -> None:
-        request = self._take_publishing(uuid)
-        if request is not None:
-            self._ack(request)
-            if self._waiting:
+    def _published(self, result: None, uuid: str, publication: _Publication) -> None:
+        if self._end_publishing(uuid, publication):
+            self._ack(publication[0])
+            if self._waiting.items or self._endpoint.is_draining:
                 self._go_on()
 
-    def _not_published(self, failure: Failure, uuid: str) -> None:
-        request = self._take_publishing(uuid)
-        if request is not None:
-            self._nack(request, failure)
-            if self._waiting:
-                self._go_on()
+    def _not_published(self, failure: Failure, uuid: str, publication: _Publication) -> None:
+        if self._end_publishing(uuid, publication):
+            self._nack(publication[0], failure)
+            self._go_on()
 
-    def _take_publishing(self, uuid: str) -> juggler.Message | None:
-        """The oldest PUB of this id that has no answer yet."""
-        requests = self._publishing.get(uuid)
-        if not requests:
-            return None
-        if len(requests) == 1:
-            del self._publishing[uuid]
-        return requests.pop(0)
+    def _end_publishing(self, uuid: str, publication: _Publication) -> bool:
+        """Whether the PUB had no answer yet."""
+        same_id = self._publishing.get(uuid)
+        if same_id is None:
+            return False
+        for index, one in enumerate(same_id):
+            if one is publication:  # others may be equal
+                del same_id[index]
+                if not same_id:
+                    del self._publishing[uuid]
+                return True
+        return False
 
     def _subscribe(self, request: juggler.Message) -> None:
         topic = (request.payload.channel, bool(request.payload.pattern))
+        is_new = topic not in self._topics
         self._topics[topic] = None
         self._subscribing += 1
         done = self._endpoint.hub.subscribe(self, topic[0], pattern=topic[1])
@@ -360,23 +385,22 @@ class JugglerSession:
             self._subscribed,
             self._not_subscribed,
             callbackArgs=(request,),
-            errbackArgs=(request, topic),
+            errbackArgs=(request, topic if is_new else None),
         )
 
     def _subscribed(self, result: None, request: juggler.Message) -> None:
         self._subscribing -= 1
         self._ack(request)
-        if self._waiting:
-            self._go_on()
+        self._go_on()
 
     def _not_subscribed(
-        self, failure: Failure, request: juggler.Message, topic: tuple[str, bool]
+        self, failure: Failure, request: juggler.Message, new_topic: tuple[str, bool] | None
     ) -> None:
         self._subscribing -= 1
-        self._topics.pop(topic, None)
+        if new_topic is not None:  # else it was, and is, subscribed to
+            self._topics.pop(new_topic, None)
         self._nack(request, failure)
-        if self._waiting:
-            self._go_on()
+        self._go_on()
 
     def _unsubscribe(self, request: juggler.Message) -> None:
         channel, pattern = request.payload.channel, bool(request.payload.pattern)
@@ -386,9 +410,7 @@ class JugglerSession:
 
     def event(self, event: Event) -> None:
         """See `pelotontx.broker.hub.Listener`."""
-        # An event that is back before the broker's word: it proves that the broker took it.
-        if event.msg_uuid in self._publishing:
-            self._published(None, event.msg_uuid)
+        is_word = event.msg_uuid in self._publishing and self._is_brokers_word(event)
         frame = event.encodings.get(juggler.SUBPROTOCOL)
         if frame is None:
             frame = event.encodings[juggler.SUBPROTOCOL] = encode_frame(
@@ -402,24 +424,40 @@ class JugglerSession:
             )
         self._endpoint.messages_written[juggler.EVNT] += 1
         self._connection.send_frame(frame)
+        if is_word:
+            self._go_on()
+
+    def _is_brokers_word(self, event: Event) -> bool:
+        """Whether it is back before the broker's word, and so has acknowledged its PUB.
+
+        It proves that the broker took it. `_go_on` is for after the event: a UNSB may wait.
+        """
+        for publication in self._publishing[event.msg_uuid]:
+            request, channel = publication
+            if channel == event.channel:
+                self._end_publishing(event.msg_uuid, publication)
+                self._ack(request)
+                return True
+        return False
 
     # Answers
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is in flight that a client is owed an answer for."""
-        return not self._calls
+        return not (self._calls or self._publishing or self._subscribing or self._waiting.items)
 
     def close_when_idle(self) -> None:
-        """Says goodbye as soon as no call is in flight."""
+        """Says goodbye if nothing is in flight; else, while the endpoint drains, as soon as so."""
         if self.is_idle:
-            self._connection.close(GOING_AWAY, "the server is stopping")
+            self.say_goodbye()
+
+    def say_goodbye(self) -> None:
+        """Closes the connection, whatever is in flight."""
+        self._connection.close(GOING_AWAY, "the server is stopping")
 
     def _ack(self, request: juggler.Message) -> None:
-        if not self._is_closed:
-            self._endpoint.messages_written[juggler.ACK] += 1
-            # A result or an event often follows at once, and then both leave together.
-            self._connection.send_soon(juggler.encode_ack(self._endpoint.next_id(), request))
+        self._send(juggler.ACK, juggler.encode_ack(self._endpoint.next_id(), request))
 
     def _nack(self, request: juggler.Message, error: BaseException | Failure) -> None:
         if isinstance(error, Failure):

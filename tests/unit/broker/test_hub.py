@@ -127,15 +127,6 @@ class HubTests(SynchronousTestCase):
         self.broker.on_result(msg_uuid, b"3")
         self.assertEqual(len(self.owner.told), 2)
 
-    def test_drained_fires_with_the_last_call(self) -> None:
-        first, second = self.call(), self.call()
-        drained = self.hub.drained()
-        self.broker.on_result(first, b"")
-        self.assertNoResult(drained)
-        self.broker.on_result(second, b"")
-        self.successResultOf(drained)
-        self.successResultOf(self.hub.drained())
-
     def test_calls_past_the_pending_limit_are_refused(self) -> None:
         self.hub = Hub(
             caller=self.broker, pubsub=self.broker, wheel=Wheel(self.clock), pending_limit=1

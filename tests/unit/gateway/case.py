@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -11,7 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.broker.hub import Hub
 from pelotontx.broker.memory import MemoryBroker, MemoryPubSub
-from pelotontx.gateway.juggler import JugglerEndpoint, JugglerLimits
+from pelotontx.gateway.juggler import (
+    Gateway,
+    JugglerEndpoint,
+    JugglerLimits,
+    Message,
+    Next,
+    Session,
+)
 from pelotontx.net.websocket import Handshake
 from pelotontx.net.wheel import Wheel
 from pelotontx.wire import juggler
@@ -25,9 +33,6 @@ class RecordingConnection:
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
         self.closed: tuple[int, str] | None = None
-
-    def send_soon(self, payload: bytes) -> None:
-        self.send_text(payload)
 
     def send_text(self, payload: bytes) -> None:
         self.sent.append(json.loads(payload))
@@ -88,7 +93,8 @@ class SessionTestCase(SynchronousTestCase):
         self.open()
 
     def make_hub(self, pubsub: MemoryPubSub) -> None:
-        self.hub = Hub(caller=self.broker.caller, pubsub=pubsub, wheel=Wheel(self.clock))
+        self.wheel = Wheel(self.clock)
+        self.hub = Hub(caller=self.broker.caller, pubsub=pubsub, wheel=self.wheel)
         self.hub.start()
 
     def open(
@@ -99,7 +105,11 @@ class SessionTestCase(SynchronousTestCase):
     ) -> None:
         """A session on an endpoint of its own, with these options and limits."""
         self.endpoint = JugglerEndpoint(
-            hub=self.hub, clock=self.clock, limits=JugglerLimits(**limits), **(options or {})
+            hub=self.hub,
+            clock=self.clock,
+            wheel=self.wheel,
+            limits=JugglerLimits(**limits),
+            **(options or {}),
         )
         accepted = self.endpoint.accept(
             Handshake(headers or {}, ["juggler.0"], "p", "/ws?token=a%20b&token=c")
@@ -120,9 +130,36 @@ class SessionTestCase(SynchronousTestCase):
             self.callee.store_result(call, args, self.assertIsNone)
         self.clock.advance(0)
 
+    def drain(self, timeout_s: float = 5) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.endpoint.drain(timeout_s))
+
     def nacks(self) -> list[tuple[int, str]]:
         return [
             (message["payload"]["code"], message["payload"]["message"])
             for message in self.connection.sent
             if message["meta"]["type"] == juggler.NACK
         ]
+
+
+async def pass_on(session: Session, message: Message, next: Next) -> None:
+    await next(message)
+
+
+class MiddlewareTestCase(SessionTestCase):
+    def setUp(self) -> None:
+        self.gateway = Gateway()
+        super().setUp()
+
+    def open(self, *arguments: Any, **more: Any) -> None:
+        if not arguments:
+            more.setdefault("options", {"gateway": self.gateway})
+        super().open(*arguments, **more)
+
+    def use(self, middleware: Callable[..., Any], **limits: Any) -> None:
+        """A session with this middleware, behind those that there are."""
+        self.gateway.middleware(middleware)
+        self.open(**limits)
+
+    def errors(self) -> list[str]:
+        """The messages of the exceptions that were logged."""
+        return [str(failure.value) for failure in self.flushLoggedErrors()]

@@ -29,6 +29,7 @@ class ConnectTests(ServerTestCase):
         self.endpoint = JugglerEndpoint(
             hub=self.hub,
             clock=self.clock,
+            wheel=self.wheel,
             gateway=self.gateway,
             limits=JugglerLimits(hook_timeout_s=3),
         )

@@ -6,7 +6,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.broker.hub import Hub
-from pelotontx.broker.memory import MemoryBroker, MemoryCaller
+from pelotontx.broker.memory import MemoryBroker, MemoryCaller, MemoryPubSub
 from pelotontx.errors import BrokerUnavailable
 from pelotontx.gateway.juggler import (
     JugglerEndpoint,
@@ -91,6 +91,20 @@ class SessionTests(SessionTestCase):
     def test_pattern_subscription_is_403_unless_allowed(self) -> None:
         self.send(3, channel="*", pattern=True)
         self.assertEqual(self.nacks(), [(403, "pattern subscriptions are not allowed here")])
+
+    def test_a_second_sub_that_is_refused_leaves_the_first(self) -> None:
+        pubsub = MemoryPubSub(self.broker)
+        self.make_hub(pubsub)
+        self.open()
+        self.send(3, channel="c")
+        pubsub.available = False
+        self.send(3, channel="c")
+        pubsub.available = True
+        self.send(4, channel="c")
+        self.send(2, channel="c")
+        self.clock.advance(0)
+        self.assertEqual(self.connection.types(), ["ACK", "NACK", "ACK", "ACK"])
+        self.assertEqual(self.hub.topics, 0)
 
     def test_unsb_of_a_channel_never_subscribed_is_acked(self) -> None:
         self.send(4, channel="c")
@@ -224,6 +238,12 @@ class SessionTests(SessionTestCase):
         self.assertEqual(error, "the server is stopping")
         self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
 
+    def test_draining_lets_go_of_the_last_session_at_once(self) -> None:
+        drained = self.drain()
+        self.session.connection_lost(1001)
+        self.successResultOf(drained)
+        self.assertEqual(len(self.wheel), 0)
+
 
 class OrderTests(SessionTestCase):
     """What was sent in one go takes effect in that order, over two connections to the broker."""
@@ -317,6 +337,80 @@ class OrderTests(SessionTestCase):
             self.send(3, channel=channel)
         self.pubsub.publishing[0].callback(None)
         self.assertEqual(self.nacks(), [(429, "1 subscriptions are held")])
+
+    def test_what_waits_is_bounded_in_bytes(self) -> None:
+        self.open(waiting_limit_bytes=100)
+        self.send(3, channel="c")
+        for args in ("x" * 200, "x" * 200, "x"):  # one alone may have any size
+            self.send(2, channel="c", args=args)
+        self.assertEqual(self.nacks(), [(429, "too many messages wait")] * 2)
+        self.pubsub.subscribing[0].callback(None)
+        self.send(3, channel="d")
+        for _ in range(2):  # there is room again
+            self.send(2, channel="c", args="x" * 40)
+        self.assertEqual(len(self.nacks()), 2)
+
+    def test_what_waited_behind_an_own_event_comes_after_it(self) -> None:
+        self.pubsub.is_quick = True
+        self.send(3, channel="c")
+        self.pubsub.is_quick = False
+        self.send(2, channel="c")
+        self.send(3, channel="d")
+        self.send(4, channel="c")
+        self.clock.advance(0)
+        self.assertEqual(self.connection.types(), ["ACK", "ACK", "EVNT", "ACK"])
+
+    def test_an_event_is_the_word_for_its_own_channel_only(self) -> None:
+        self.open(patterns=True)
+        self.pubsub.is_quick = True
+        self.send(3, channel="c")
+        self.send(3, channel="c*", pattern=True)
+        self.pubsub.is_quick = False
+        for channel in ("c", "elsewhere"):
+            self.count = 8
+            self.send(2, channel=channel)
+        self.clock.advance(0)
+        published, failed = self.pubsub.publishing
+        published.callback(None)
+        failed.errback(Failure(BrokerUnavailable("down")))
+        self.assertEqual(self.connection.types()[2:], ["ACK", "EVNT", "EVNT", "NACK"])
+
+    def test_draining_waits_for_the_brokers_word(self) -> None:
+        self.send(2, channel="c")
+        self.send(3, channel="c")
+        self.drain()
+        self.assertIsNone(self.connection.closed)
+        self.pubsub.publishing[0].callback(None)
+        self.assertIsNone(self.connection.closed)
+        self.pubsub.subscribing[0].callback(None)
+        self.assertEqual(self.connection.types(), ["ACK", "ACK"])
+        self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
+
+    def test_draining_waits_for_a_refusal_too(self) -> None:
+        for type_, asked in ((2, self.pubsub.publishing), (3, self.pubsub.subscribing)):
+            self.open()
+            self.send(type_, channel="c")
+            self.drain()
+            self.assertIsNone(self.connection.closed)
+            asked[0].errback(Failure(BrokerUnavailable("down")))
+            self.assertEqual(self.connection.types(), ["NACK"])
+            self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
+
+    def test_draining_does_not_wait_for_ever(self) -> None:
+        self.send(2, channel="c")
+        self.drain(5)
+        self.clock.advance(4.9)
+        self.assertIsNone(self.connection.closed)
+        self.clock.advance(0.3)
+        self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
+
+    def test_an_error_of_ours_in_what_waited_closes_with_1011(self) -> None:
+        self.send(2, channel="c")
+        self.send(3, channel="d")
+        self.hub.subscribe = None  # type: ignore[assignment, method-assign]
+        self.pubsub.publishing[0].callback(None)
+        self.assertEqual(self.connection.closed, (1011, "internal error"))
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
 
     def test_a_lost_connection_forgets_what_waits(self) -> None:
         self.send(2, channel="c")
@@ -413,8 +507,9 @@ class HandshakeTests(SynchronousTestCase):
     def endpoint(self, **options: Any) -> JugglerEndpoint:
         clock = Clock()
         broker = MemoryBroker(clock)
-        hub = Hub(caller=broker.caller, pubsub=broker.pubsub, wheel=Wheel(clock))
-        return JugglerEndpoint(hub=hub, clock=clock, **options)
+        wheel = Wheel(clock)
+        hub = Hub(caller=broker.caller, pubsub=broker.pubsub, wheel=wheel)
+        return JugglerEndpoint(hub=hub, clock=clock, wheel=wheel, **options)
 
     def test_the_subprotocol_is_chosen_among_others(self) -> None:
         chosen, _ = self.endpoint().accept(Handshake({}, ["x", "juggler.0"], "p"))

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
+from pelotontx.errors import LocalProtocolError
 from pelotontx.gateway.juggler import (
-    Gateway,
+    JugglerLimits,
     Message,
     Next,
     RequestRefused,
@@ -15,31 +16,8 @@ from pelotontx.gateway.juggler import (
     logging_middleware,
 )
 from pelotontx.wire import juggler
-from tests.unit.gateway.case import SessionTestCase
-
-
-async def pass_on(session: Session, message: Message, next: Next) -> None:
-    await next(message)
-
-
-class MiddlewareTestCase(SessionTestCase):
-    def setUp(self) -> None:
-        self.gateway = Gateway()
-        super().setUp()
-
-    def open(self, *arguments: Any, **more: Any) -> None:
-        if not arguments:
-            more.setdefault("options", {"gateway": self.gateway})
-        super().open(*arguments, **more)
-
-    def use(self, middleware: Callable[..., Any], **limits: Any) -> None:
-        """A session with this middleware, behind those that there are."""
-        self.gateway.middleware(middleware)
-        self.open(**limits)
-
-    def errors(self) -> list[str]:
-        """The messages of the exceptions that were logged."""
-        return [str(failure.value) for failure in self.flushLoggedErrors()]
+from pelotontx.wire.glob import GlobTable
+from tests.unit.gateway.case import MiddlewareTestCase, SlowPubSub, pass_on
 
 
 class ChainTests(MiddlewareTestCase):
@@ -169,8 +147,143 @@ class ChainTests(MiddlewareTestCase):
         self.assertEqual(self.broker.waiting_calls, 1)
         self.assertEqual(self.errors(), ["a message was passed on twice"])
 
+    def test_passing_on_twice_at_once_happens_once(self) -> None:
+        gate: Deferred[None] = Deferred()
+
+        async def wait(session: Session, message: Message) -> None:
+            await gate
+
+        async def twice(session: Session, message: Message, next: Next) -> None:
+            if message.direction == "out":
+                await next(message)
+                return
+            for passing in [Deferred.fromCoroutine(next(message)) for _ in range(2)]:
+                await passing
+
+        self.gateway.on_call(wait)
+        self.use(twice)
+        self.send(1, uri="u")
+        gate.callback(None)
+        self.assertEqual(self.connection.types(), ["ACK"])
+        self.assertEqual(self.broker.waiting_calls, 1)
+        self.assertEqual(self.errors(), ["a message was passed on twice"])
+
+    def test_a_refused_message_is_not_performed_later(self) -> None:
+        gate: Deferred[None] = Deferred()
+        passing: list[Deferred[None]] = []
+
+        async def wait(session: Session, message: Message) -> None:
+            await gate
+
+        async def refuse(session: Session, message: Message, next: Next) -> None:
+            if message.direction == "out":
+                await next(message)
+                return
+            passing.append(Deferred.fromCoroutine(next(message)))
+            raise RequestRefused(403, "on second thoughts")
+
+        self.gateway.on_call(wait)
+        self.use(refuse)
+        self.send(1, uri="u")
+        gate.callback(None)
+        self.assertEqual(self.connection.types(), ["NACK"])
+        self.assertEqual(self.broker.waiting_calls, 0)
+        self.failureResultOf(passing[0], LocalProtocolError)
+
+    def test_an_answer_that_went_out_as_it_was_is_not_sent_again(self) -> None:
+        gate: Deferred[None] = Deferred()
+        passing: list[Deferred[None]] = []
+
+        async def pass_on_later(message: Message, next: Next) -> None:
+            await gate
+            await next(message)
+
+        async def fail(session: Session, message: Message, next: Next) -> None:
+            if message.direction == "in":
+                await next(message)
+                return
+            passing.append(Deferred.fromCoroutine(pass_on_later(message, next)))
+            raise RequestRefused(500, "it broke")
+
+        self.use(fail)
+        self.send(3, channel="c")
+        self.send(2, channel="c")
+        self.clock.advance(0)
+        gate.callback(None)
+        self.assertEqual(self.connection.types(), ["ACK", "ACK"])
+        for passed in passing:
+            self.failureResultOf(passed, LocalProtocolError)
+
+    def test_a_call_counts_by_the_uri_that_was_called(self) -> None:
+        async def alias(session: Session, message: Message, next: Next) -> None:
+            public = message.uri
+            if message.direction == "in":
+                message.uri = f"inner.{public}"
+            await next(message)
+            message.uri = public  # what stands in ACK and RES
+
+        own = JugglerLimits(calls_limit=1, result_limit_bytes=4)
+        table = GlobTable([("inner.*", own)], JugglerLimits())
+        self.gateway.middleware(alias)
+        self.open(options={"gateway": self.gateway, "uri_limits": table})
+        for _ in range(3):
+            self.send(1, uri="u")
+            self.answer(b'"12345"', uri="inner.u")
+        self.assertEqual(self.connection.types(), ["ACK", "RES"] * 3)
+        self.assertEqual(self.connection.sent[-1]["payload"]["uri"], "u")
+        self.assertEqual(self.endpoint.limits_exceeded, 3)
+
+    def test_what_waited_behind_an_own_event_comes_after_it(self) -> None:
+        pubsub = SlowPubSub(self.broker)
+        self.make_hub(pubsub)
+        self.use(pass_on)
+        pubsub.is_quick = True
+        self.send(3, channel="c")
+        pubsub.is_quick = False
+        self.send(2, channel="c")
+        self.send(3, channel="d")
+        self.send(4, channel="c")
+        self.clock.advance(0)
+        self.assertEqual(self.connection.types(), ["ACK", "ACK", "EVNT", "ACK"])
+
+    def test_what_comes_while_others_that_waited_go_on_is_not_lost(self) -> None:
+        pubsub = SlowPubSub(self.broker)
+        self.make_hub(pubsub)
+        gate: Deferred[None] = Deferred()
+
+        async def hold_z(session: Session, message: Message, next: Next) -> None:
+            if message.name == "PUB" and message.channel == "z":
+                await gate
+            await next(message)
+            if message.name == "ACK" and message.channel == "y":
+                gate.callback(None)
+
+        self.use(hold_z)
+        sent = [
+            self.send(2, channel="a"),
+            self.send(3, channel="x"),
+            self.send(4, channel="y"),
+            self.send(2, channel="z"),
+        ]
+        pubsub.publishing[0].callback(None)
+        pubsub.subscribing[0].callback(None)
+        pubsub.publishing[1].callback(None)
+        self.assertEqual(sorted(self.connection.answers()), [("ACK", uuid) for uuid in sent])
+
 
 class FailureTests(MiddlewareTestCase):
+    def test_an_error_of_ours_closes_with_1011_whatever_middleware_does(self) -> None:
+        async def swallow(session: Session, message: Message, next: Next) -> None:
+            with contextlib.suppress(Exception):
+                await next(message)
+
+        self.use(swallow)
+        self.hub.call = None  # type: ignore[assignment, method-assign]
+        self.send(1, uri="u")
+        self.assertEqual(self.connection.closed, (1011, "internal error"))
+        self.assertEqual(self.endpoint.panics_recovered, 1)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+
     def test_a_refusal_is_a_nack_with_its_code(self) -> None:
         async def refuse(session: Session, message: Message, next: Next) -> None:
             if message.name == "CALL":
@@ -237,122 +350,6 @@ class FailureTests(MiddlewareTestCase):
         self.assertEqual(self.connection.types(), ["ACK", "ACK", "ACK", "RES"])
         error = self.connection.sent[-1]["payload"]["args"]
         self.assertEqual(error, {"error": {"message": "not for you"}})
-
-
-class WaitingTests(MiddlewareTestCase):
-    def setUp(self) -> None:
-        self.gates: list[Deferred[None]] = []
-        super().setUp()
-
-    async def wait_for_gate(self, session: Session, message: Message, next: Next) -> None:
-        """Holds what comes in until the test opens its gate."""
-        if message.direction == "in":
-            gate: Deferred[None] = Deferred()
-            self.gates.append(gate)
-            await gate
-        await next(message)
-
-    async def hold_back(self, session: Session, message: Message, next: Next) -> None:
-        """The same for what goes out."""
-        if message.direction == "out":
-            gate: Deferred[None] = Deferred()
-            self.gates.append(gate)
-            await gate
-        await next(message)
-
-    def test_messages_of_a_connection_keep_their_order(self) -> None:
-        self.use(self.wait_for_gate)
-        sent = [self.send(4, channel=f"c{n}") for n in range(3)]
-        self.assertEqual(len(self.gates), 1)
-        for n in range(3):
-            self.gates[n].callback(None)
-        self.assertEqual(self.connection.answers(), [("ACK", uuid) for uuid in sent])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_answers_and_events_keep_their_order(self) -> None:
-        self.use(self.hold_back)
-        self.send(3, channel="c")
-        self.send(1, uri="u")
-        self.send(2, channel="c")
-        self.answer()
-        while self.gates:
-            self.gates.pop().callback(None)
-        self.assertEqual(self.connection.types(), ["ACK", "ACK", "ACK", "EVNT", "RES"])
-
-    def test_who_waits_holds_up_its_own_connection_only(self) -> None:
-        self.use(self.wait_for_gate)
-        self.send(4, channel="c")
-        first = self.connection
-        self.open()
-        self.send(4, channel="c")
-        self.gates[1].callback(None)
-        self.assertEqual((first.types(), self.connection.types()), ([], ["ACK"]))
-
-    def test_what_waits_is_bounded_on_the_way_in(self) -> None:
-        self.use(self.wait_for_gate, waiting_limit=2)
-        for _ in range(4):
-            self.send(4, channel="c")
-        self.assertEqual(self.nacks(), [(429, "too many messages wait")])
-        self.assertEqual(self.endpoint.limits_exceeded, 1)
-
-    def test_what_waits_is_bounded_on_the_way_out(self) -> None:
-        self.use(self.hold_back, waiting_limit=2)
-        for _ in range(3):
-            self.send(4, channel="c")
-        self.assertIsNone(self.connection.closed)
-        self.send(4, channel="c")
-        self.assertEqual(self.connection.closed, (1011, "too many messages wait"))
-
-    def test_who_takes_too_long_is_cancelled_and_the_next_goes_on(self) -> None:
-        self.use(self.wait_for_gate, hook_timeout_s=5)
-        for _ in range(2):
-            self.send(4, channel="c")
-        self.clock.advance(6)
-        self.gates[1].callback(None)
-        self.assertEqual(self.nacks(), [(500, "it took too long")])
-        self.assertEqual(self.connection.types(), ["NACK", "ACK"])
-        self.assertEqual(self.endpoint.panics_recovered, 0)
-
-    def test_a_lost_connection_cancels_and_leaves_nothing(self) -> None:
-        cancelled: list[str] = []
-
-        async def wait(session: Session, message: Message, next: Next) -> None:
-            await Deferred(lambda _: cancelled.append(message.channel))
-
-        self.use(wait)
-        self.send(4, channel="a")
-        self.send(4, channel="b")
-        self.session.connection_lost(1006)
-        self.assertEqual(cancelled, ["a"])
-        self.assertEqual(self.connection.types(), [])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_a_subscription_that_was_passed_on_too_late_is_not_made(self) -> None:
-        gate: Deferred[None] = Deferred()
-
-        async def stubborn(session: Session, message: Message, next: Next) -> None:
-            while not gate.called:
-                try:
-                    await gate
-                except Exception:  # swallows its cancelling
-                    break
-            await next(message)
-
-        self.use(stubborn)
-        self.send(3, channel="c")
-        self.session.connection_lost(1006)
-        self.assertEqual(self.hub.topics, 0)
-
-    def test_draining_waits_for_what_is_on_its_way(self) -> None:
-        self.use(self.wait_for_gate)
-        self.send(4, channel="c")
-        drained = Deferred.fromCoroutine(self.endpoint.drain(5))
-        self.assertIsNone(self.connection.closed)
-        self.gates[0].callback(None)
-        self.assertEqual(self.connection.types(), ["ACK"])
-        self.assertEqual(self.connection.closed, (1001, "the server is stopping"))
-        self.session.connection_lost(1001)
-        self.successResultOf(drained)
 
 
 class HookTests(MiddlewareTestCase):

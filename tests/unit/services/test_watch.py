@@ -62,7 +62,7 @@ class WatchCase(SynchronousTestCase):
         broker = self.broker = MemoryBroker(clock)
         self.events_broker = MemoryBroker(clock)
         self.hub = Hub(caller=broker.caller, pubsub=self.events_broker.pubsub, wheel=wheel)
-        self.endpoint = JugglerEndpoint(hub=self.hub, clock=clock)
+        self.endpoint = JugglerEndpoint(hub=self.hub, clock=clock, wheel=wheel)
         self.watched = Watched(
             endpoint=self.endpoint,
             hub=self.hub,
