@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, FailureGroup, race
@@ -45,6 +45,31 @@ class Questions:
         except FailureGroup as group:
             last = group.failures[-1].value
             raise BrokerUnavailable(str(last)) from last
+
+    async def until(
+        self,
+        questions: Iterable[Coroutine[Deferred[Any], Any, T]],
+        is_enough: Callable[[T], bool],
+    ) -> list[T]:
+        """Runs all at the same time, up to a result that is enough; all results by then.
+
+        Raises:
+            BrokerUnavailable: all have failed; the text is the last one's.
+        """
+        results: list[T] = []
+
+        async def note(question: Coroutine[Deferred[Any], Any, T]) -> None:
+            result = await question
+            results.append(result)
+            if not is_enough(result):
+                raise BrokerUnavailable("one answer is not enough")
+
+        try:
+            await self.first(note(question) for question in questions)
+        except BrokerUnavailable:
+            if not results:
+                raise
+        return results
 
     def _track(self, question: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
         result: Deferred[T] = Deferred.fromCoroutine(question)

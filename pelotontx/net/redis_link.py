@@ -35,7 +35,7 @@ _REPORTS: Final = 8
 # The first words of error replies which say that a command was not run since this is not the right
 # server, and of those which say that it is not the right moment.
 WRONG_SERVER: Final = frozenset({"MOVED", "ASK", "READONLY", "UNBLOCKED"})
-WRONG_MOMENT: Final = frozenset({"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN"})
+WRONG_MOMENT: Final = frozenset({"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS"})
 
 
 def first_word(error: Exception) -> str:
@@ -92,7 +92,7 @@ class RedisLink:
 
     Attributes:
         connection: the one that is up, or None.
-        address: where it goes, or where the last attempt went.
+        address: where it goes, or where the last attempt went; None until that is known.
         on_up: called (and awaited) with each new connection once it is logged in, before it is
             used by anybody else; a failure counts as a failed attempt.
         on_down: called when a connection that was up is lost.
@@ -235,6 +235,7 @@ class RedisLink:
     # One connection
 
     async def _connect(self) -> RedisConnection:
+        self.address = None
         self.address = address = await self._locator.locate()
         endpoint = address.endpoint(corked(self._reactor), timeout_s=self._connect_timeout_s)
         connection: Any = await endpoint.connect(self._factory)

@@ -1,4 +1,4 @@
-"""The kill tests in full: five seeds on each kind of broker, a minute each (``make chaos``)."""
+"""The kill tests in full: five seeds on each kind of broker, seven minutes (``make chaos``)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from tests.chaos.grounds import (
-    ClusterGround,
-    RedisGround,
-    SentinelGround,
-    SplitSentinelGround,
-)
+from tests.chaos.grounds import ClusterGround, RedisGround, SentinelGround
 from tests.chaos.rig import run
 
 ROUNDS = 12
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("kind", [RedisGround, SentinelGround, SplitSentinelGround, ClusterGround])
+@pytest.mark.parametrize("kind", [RedisGround, SentinelGround, ClusterGround])
 @pytest_twisted.ensureDeferred
 async def test_no_invariant_breaks_under_random_faults(
     kind: Any, seed: int, tmp_path: Path

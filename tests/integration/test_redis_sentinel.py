@@ -15,6 +15,12 @@ from tests.support.redis_clients import ask, ask_on, log_texts, opened
 from tests.support.redis_farm import SentinelTrio, shared
 from tests.support.servers import eventually
 
+# As docs/operations.md says.
+SENTINEL_RIGHTS = (
+    *("&*", "+ping", "+subscribe", "+client|setname", "+sentinel|master"),
+    *("+sentinel|get-master-addr-by-name", "+sentinel|sentinels"),
+)
+
 
 @pytest_twisted.async_yield_fixture
 async def trio() -> AsyncIterator[SentinelTrio]:
@@ -107,15 +113,32 @@ async def test_a_master_that_nobody_told_of_its_fall_is_left_when_it_refuses(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_master_that_misses_its_replicas_is_unavailable(
+    trio: SentinelTrio, client: RedisClient
+) -> None:
+    master = await trio.master()
+    await master.command("CONFIG", "SET", "min-replicas-to-write", 3)
+    with pytest.raises(BrokerUnavailable, match="NOREPLICAS"):
+        await ask(client, "k", "SET", "k", "v")
+    await master.command("CONFIG", "SET", "min-replicas-to-write", 0)
+    await ask_on(reactor, client, "k", "SET", "k", "v")
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_master_and_the_sentinels_have_logins_of_their_own(trio: SentinelTrio) -> None:
-    for node, password in (
-        (n, p) for p, ns in (("data", trio.nodes), ("watch", trio.sentinels)) for n in ns
-    ):
-        await node.command("ACL", "SETUSER", "me", "on", f">{password}", "~*", "&*", "+@all")
+    for node in trio.nodes:
+        await node.command("ACL", "SETUSER", "me", "on", ">data", "~*", "&*", "+@all")
+    for sentinel in trio.sentinels:
+        await sentinel.command("ACL", "SETUSER", "me", "on", ">watch", *SENTINEL_RIGHTS)
     hosts = ",".join(sentinel.address for sentinel in trio.sentinels)
     query = "sentinel_user=me&sentinel_password=watch"
-    async with opened(reactor, f"redis+sentinel://me:data@{hosts}/{trio.name}?{query}") as client:
-        assert b" user=me " in await ask(client, "k", "CLIENT", "INFO")
+    url = f"redis+sentinel://me:data@{hosts}/{trio.name}?{query}"
+    with log_texts() as texts:
+        async with opened(reactor, url) as client:
+            assert b" user=me " in await ask(client, "k", "CLIENT", "INFO")
+            await trio.failover()
+            await ask_on(reactor, client, "k", "SET", "k", "v")
+        assert not any("NOPERM" in text for text in texts)
     with log_texts() as texts:
         url = f"redis+sentinel://me:data@{hosts}/{trio.name}?sentinel_user=me&sentinel_password=x"
         async with opened(reactor, url, until_up=False):

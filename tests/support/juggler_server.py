@@ -48,7 +48,7 @@ async def accepted(socket, uuid_, uri, args):
     if uri == "cut":
         socket.transport.abort()
     elif uri == "fail":
-        args = {"error": {"message": "it broke"}}
+        args = {"error": {"message": "it broke\x1b"}}
         await socket.send(message(9, for_=uuid_, uri=uri, args=args))
     elif uri == "late":
         await asyncio.sleep(args)
@@ -83,6 +83,8 @@ async def handle(socket):
             channel = payload["channel"]
             await socket.send(message(8, for_=uuid_, for_type=type_, channel=channel))
             if type_ == 2:
+                if channel == "late":
+                    await asyncio.sleep(0.1)
                 await publish(uuid_, channel, payload["args"])
                 continue
             sockets = subscriptions.setdefault((channel, payload["pattern"]), set())

@@ -92,16 +92,12 @@ class Ledger:
         """How many calls stand there."""
         return sum(each is state for each in self.states.values())
 
-    def check(self, *, most_runs: int = 1) -> None:
-        """Fails with everything that breaks an invariant.
-
-        Args:
-            most_runs: how often a call may be run: 1, unless the broker itself was in two minds.
-        """
+    def check(self) -> None:
+        """Fails with everything that breaks an invariant."""
         faults = [*self.faults]
         for id_, times in self._executions.items():
             state = self.states.get(id_)
-            if times > most_runs:
+            if times > 1:
                 faults.append(f"{id_}: executed {times} times, {state}")
             if state is None or state is State.REFUSED:
                 faults.append(f"{id_}: executed, but {state}")

@@ -142,10 +142,17 @@ class SentinelTrio(_Farm):
         await together(node.start() for node in self._all)
         master, *replicas = self.nodes
         await together(n.command("REPLICAOF", "127.0.0.1", master.port) for n in replicas)
-        # Their own rhythm is one of seconds: hellos each 2 s, INFO each 10 s.
+        await together(self._hurry(sentinel) for sentinel in self.sentinels)
+
+    async def _hurry(self, sentinel: Node) -> None:
+        """Its own rhythm is one of seconds: hellos each 2 s, INFO each 10 s."""
         faster = ("publish-period", 300, "info-period", 500, "ping-period", 200)
-        faster += ("tilt-period", 2000)
-        await together(s.command("SENTINEL", "DEBUG", *faster) for s in self.sentinels)
+        await sentinel.command("SENTINEL", "DEBUG", *faster, "tilt-period", 2000)
+
+    async def start_sentinel(self, sentinel: Node) -> None:
+        """Starts one that was killed."""
+        await sentinel.start()
+        await self._hurry(sentinel)
 
     async def master(self) -> Node:
         """The master that the Sentinels agree on; waits until they do."""
@@ -166,10 +173,10 @@ class SentinelTrio(_Farm):
         master = await self.master()
         return [node for node in self.nodes if node is not master]
 
-    async def failover(self) -> Node:
-        """Asks a Sentinel for a failover and waits for it; the new master."""
+    async def failover(self, sentinel: Node | None = None) -> Node:
+        """Asks a Sentinel, or the first, for a failover and waits for it; the new master."""
         old = await self.master()
-        sentinel = self.sentinels[0]
+        sentinel = sentinel or self.sentinels[0]
 
         async def is_accepted() -> bool:  # not while it thinks that no replica is fit
             return await sentinel.text("SENTINEL", "FAILOVER", self.name) == "OK"

@@ -253,6 +253,18 @@ class LinkTests(SynchronousTestCase):
         self.link.reconnect()
         self.assertTrue(connection.is_lost)
 
+    def test_its_address_is_none_until_the_new_one_is_known(self) -> None:
+        connection = self.up()
+        self.assertIs(self.link.address, self.address)
+        located: Deferred[Any] = Deferred()
+        self.locator.locate = lambda: located  # type: ignore[method-assign]
+        connection.drop()
+        self.assertIs(self.link.address, self.address)
+        self.clock.pump([0, 0.2])
+        self.assertIsNone(self.link.address)
+        located.callback(self.address)
+        self.assertIs(self.link.address, self.address)
+
     def test_moved_it_leaves_a_connection(self) -> None:
         connection = self.up()
         self.link.moved()
