@@ -59,6 +59,8 @@ _STORING_LIMIT: Final = 512
 # A call is taken for a thread that is busy when it will be free after about this time: less than
 # what another process would need to take it.
 _SOON_S: Final = 0.002
+# An error's traceback in the log: the text of an exception has any length.
+_TRACEBACK_CHARS: Final = 16384
 # What is cancelled at a stop has this time to end.
 _CANCEL_TIMEOUT_S: Final = 1.0
 
@@ -120,9 +122,11 @@ class CalleeService(Service):
         clock: keeps time; a reactor when a function runs in a thread.
         concurrency: how many calls of a kind are taken at a time.
         threads: how many functions run in threads at a time.
-        result_limit_bytes: a longer result becomes an error.
+        result_limit_bytes: a longer result becomes an error, a longer error a short one.
         stop_timeout_s: how long a stop waits for what runs and for what is to be stored. Then
             coroutines and Deferreds are cancelled, threads left behind.
+        on_failure: called when something that must not happen has ended the taking of calls, so
+            that `is_taking` becomes false; that is logged.
 
     Attributes:
         calls_run: functions that were called.
@@ -142,6 +146,7 @@ class CalleeService(Service):
         threads: int = 8,
         result_limit_bytes: int = 1024 * 1024,
         stop_timeout_s: float = 10.0,
+        on_failure: Callable[[], object] = lambda: None,
     ) -> None:
         self._functions = callee.functions
         self._clock = clock
@@ -149,6 +154,7 @@ class CalleeService(Service):
         self._concurrency = concurrency
         self._result_limit_bytes = result_limit_bytes
         self._stop_timeout_s = stop_timeout_s
+        self._on_failure = on_failure
         self._results = Results(clock, self._changed)
         self._waited_for: dict[Timer, tuple[IncomingCall, Deferred[Any]]] = {}
         self._is_cancelling = False
@@ -161,16 +167,24 @@ class CalleeService(Service):
         here = [uri for uri, function in self._functions.items() if not function.in_thread]
         if here:
             self._takers.append(self._taker(new_source(), here, self._room_here))
-        self._pool: ThreadPool | None = None
+        self._pool: ThreadPool[IncomingCall] | None = None
         threaded = [uri for uri, function in self._functions.items() if function.in_thread]
         if threaded:
             size = min(threads, concurrency)
-            self._pool = pool = ThreadPool(IReactorFromThreads(clock), size, name="callee")
-            room = partial(self._room_in, pool)
+            self._pool = ThreadPool(IReactorFromThreads(clock), size, name="callee")
+            room = partial(self._room_in, self._pool)
             self._takers.append(self._taker(new_source(), threaded, room))
 
     def _taker(self, source: BrokerCallee, uris: Sequence[str], room: Callable[[], int]) -> Taker:
-        return Taker(source, uris, clock=self._clock, room=room, run=self._run)
+        return Taker(
+            source,
+            uris,
+            clock=self._clock,
+            room=room,
+            run=self._run,
+            overdue=self._overdue,
+            on_failure=self._on_failure,
+        )
 
     @property
     def is_taking(self) -> bool:
@@ -216,7 +230,7 @@ class CalleeService(Service):
         for _, result in tuple(self._waited_for.values()):
             result.cancel()
         queued = self.calls_queued
-        left = [] if self._pool is None else self._pool.stop()
+        left = [] if self._pool is None else [call.uri for call in self._pool.stop()]
         if self._waited_for:
             await self._until_idle(_CANCEL_TIMEOUT_S)
         left += [call.uri for call, _ in self._waited_for.values()]
@@ -253,9 +267,17 @@ class CalleeService(Service):
         running = len(self._waited_for)
         return min(self._concurrency - running, _STORING_LIMIT - self._results.unstored)
 
-    def _room_in(self, pool: ThreadPool) -> int:
+    def _room_in(self, pool: ThreadPool[IncomingCall]) -> int:
         room = min(self._concurrency - pool.unfinished, _STORING_LIMIT - self._results.unstored)
         return min(room, pool.room(_SOON_S))
+
+    def _overdue(self) -> int:
+        """How many functions run though nobody waits: in threads, or in spite of a cancelling."""
+        running = [call for call, _ in self._waited_for.values()]
+        if self._pool is not None:
+            running += self._pool.running
+        now_s = self._clock.seconds()
+        return sum(call.expires_at_s <= now_s for call in running)
 
     def _run(self, call: IncomingCall, source: BrokerCallee) -> None:
         """Runs one call; a plain function costs no task, since this path is hot."""
@@ -316,7 +338,7 @@ class CalleeService(Service):
     ) -> None:
         assert self._pool is not None
         work = partial(self._work, call, function, args)
-        self._pool.run(call.uri, work, partial(self._worked, call, source))
+        self._pool.run(call, work, partial(self._worked, call, source))
 
     def _work(self, call: IncomingCall, function: Function, args: Any) -> Any:
         """In a thread: the encoded result, a coroutine to be run, None when time is over."""
@@ -366,11 +388,27 @@ class CalleeService(Service):
             self.calls_invalid += 1
         else:
             self.calls_failed += 1
+        is_on_purpose = isinstance(error, CallFailed)
         try:
-            if isinstance(error, CallFailed):  # on purpose
-                return msgspec.json.encode({"error": error.payload})
-            encoded = juggler.encode_error(str(error) or type(error).__name__)
-        except Exception:  # an error that cannot be told
+            if isinstance(error, CallFailed):
+                encoded = msgspec.json.encode({"error": error.payload})
+            else:
+                encoded = juggler.encode_error(str(error) or type(error).__name__)
+        except BaseException:  # an error that cannot be told
             encoded = juggler.encode_error(type(error).__name__)
-        self._log.failure("{uri} failed", failure or Failure(error), uri=call.uri)
+            is_on_purpose = False
+        if not is_on_purpose:
+            self._log_failure(call, failure or Failure(error), len(encoded))
+        if len(encoded) > self._result_limit_bytes:
+            return juggler.encode_error(f"the error has over {self._result_limit_bytes} bytes")
         return encoded
+
+    def _log_failure(self, call: IncomingCall, failure: Failure, length: int) -> None:
+        if length <= _TRACEBACK_CHARS:
+            self._log.failure("{uri} failed", failure, uri=call.uri)
+            return
+        self._log.critical(
+            "{uri} failed\n{traceback} ...",
+            uri=call.uri,
+            traceback=failure.getTraceback()[:_TRACEBACK_CHARS],
+        )

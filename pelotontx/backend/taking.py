@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from random import random
 from typing import Final
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from pelotontx.broker.interface import Callee as BrokerCallee
@@ -17,6 +17,8 @@ from pelotontx.flow import Tasks, later
 
 # Attempts to take calls that may fail before it is worth a line: connecting takes a moment.
 _SILENT_ATTEMPTS: Final = 4
+# Without room for so long, functions that never end may have taken it all.
+_FULL_S: Final = 30.0
 
 
 class Taker:
@@ -28,6 +30,8 @@ class Taker:
         clock: keeps time.
         room: how many calls may be taken now.
         run: is given each call; never raises.
+        overdue: how many calls run though their time is over; for a warning.
+        on_failure: called when something that must not happen has ended it; that is logged.
     """
 
     _log = Logger()
@@ -40,6 +44,8 @@ class Taker:
         clock: IReactorTime,
         room: Callable[[], int],
         run: Callable[[IncomingCall, BrokerCallee], None],
+        overdue: Callable[[], int],
+        on_failure: Callable[[], object],
     ) -> None:
         self._source = source
         self._uris = tuple(uris)
@@ -47,7 +53,12 @@ class Taker:
         self._room = room
         self._run = run
         self._loop = Tasks()
+        self._overdue = overdue
+        self._on_failure = on_failure
         self._waiting_for_room: Deferred[None] | None = None
+        self._full_call: IDelayedCall | None = None
+        self._requests = 0
+        self._warned_at = -1
 
     @property
     def is_taking(self) -> bool:
@@ -68,6 +79,9 @@ class Taker:
 
     def stop_taking(self) -> Deferred[None]:
         """Takes no more; results can still be stored. No call is lost."""
+        if self._full_call is not None:
+            self._full_call.cancel()
+            self._full_call = None
         return self._loop.stop()
 
     def stop(self) -> Deferred[None]:
@@ -75,13 +89,25 @@ class Taker:
         return self._source.stop()
 
     async def _take(self) -> None:
+        try:
+            await self._take_calls()
+        except CancelledError:  # `stop_taking`
+            raise
+        except Exception:
+            self._on_failure()
+            raise
+
+    async def _take_calls(self) -> None:
         attempt = 0
         while True:
             limit = self._room()
             if limit <= 0:
                 self._waiting_for_room = Deferred()
+                if self._full_call is None:
+                    self._look_later()
                 await self._waiting_for_room
                 continue
+            self._requests += 1
             try:
                 calls = await self._source.take_calls(self._uris, limit)
             except BrokerUnavailable as error:
@@ -96,3 +122,23 @@ class Taker:
             attempt = 0
             for call in calls:
                 self._run(call, self._source)
+
+    def _look_later(self) -> None:
+        # One timer at a time, not one each time that there is no room: under load that is often.
+        self._full_call = self._clock.callLater(_FULL_S, self._look, self._requests)
+
+    def _look(self, requests: int) -> None:
+        """Warns, once until calls are taken again, when there was no room since the timer began."""
+        self._full_call = None
+        if self._waiting_for_room is None:
+            return
+        if requests != self._requests:
+            self._look_later()
+        elif requests != self._warned_at:
+            self._warned_at = requests
+            self._log.warn(
+                "No calls were taken for {seconds:g} s: every place is in use, {count} of them by "
+                "functions that run on though the time of their call is over",
+                seconds=_FULL_S,
+                count=self._overdue(),
+            )

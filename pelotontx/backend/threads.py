@@ -10,18 +10,20 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import perf_counter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from twisted.internet.interfaces import IReactorFromThreads
 
 Done: TypeAlias = Callable[[Any, BaseException | None], object]
 """Told in the reactor's thread: what the function returned, or what it raised."""
 
+_Label = TypeVar("_Label")
+
 # How fast the mean run time follows the last ones.
 _MEAN_WEIGHT: Final = 1 / 8
 
 
-class ThreadPool:
+class ThreadPool(Generic[_Label]):
     """Runs functions in a few threads, first in first out.
 
     Threads are started when there is work for them. What many of them finish while the reactor is
@@ -43,9 +45,9 @@ class ThreadPool:
         self._size = size
         self._name = name
         self._threads: list[Thread] = []
-        self._work: SimpleQueue[_Job | None] = SimpleQueue()
-        self._running: dict[int, str] = {}
-        self._finished: deque[_Job] = deque()
+        self._work: SimpleQueue[_Job[_Label] | None] = SimpleQueue()
+        self._running: dict[int, _Label] = {}
+        self._finished: deque[_Job[_Label]] = deque()
         self._is_woken = False
         self._is_stopped = False
         self.unfinished = 0
@@ -56,6 +58,11 @@ class ThreadPool:
         """How many functions wait for a thread."""
         return self._work.qsize()
 
+    @property
+    def running(self) -> list[_Label]:
+        """The labels of what runs."""
+        return list(self._running.values())
+
     def room(self, soon_s: float) -> int:
         """How many more functions would find a free thread within about `soon_s`.
 
@@ -63,10 +70,10 @@ class ThreadPool:
         """
         return int(self._size * (1 + min(1, soon_s / self.mean_run_s))) - self.unfinished
 
-    def run(self, label: str, function: Callable[[], Any], done: Done) -> None:
+    def run(self, label: _Label, function: Callable[[], Any], done: Done) -> None:
         """Calls ``function()`` in a thread and ``done(result, error)`` here, when it has ended.
 
-        `function` may raise anything. `label` is what `stop` calls it.
+        `function` may raise anything. `label` is what `running` and `stop` call it.
         """
         self.unfinished += 1
         if len(self._threads) < min(self.unfinished, self._size):
@@ -79,7 +86,7 @@ class ThreadPool:
                     return
         self._work.put(_Job(label, function, done))
 
-    def stop(self) -> list[str]:
+    def stop(self) -> list[_Label]:
         """Forgets what waits or runs; nobody is told of its end.
 
         Idle threads end. The others end with what they run, or with the process: they do not keep
@@ -98,7 +105,7 @@ class ThreadPool:
             self._work.put(None)
         self._finished.clear()
         self.unfinished = 0
-        return list(self._running.values())
+        return self.running
 
     def _start_thread(self) -> None:
         number = len(self._threads) + 1
@@ -130,12 +137,12 @@ class ThreadPool:
             job.error = None  # its traceback holds the job: nothing is left for the collector
 
 
-class _Job:
+class _Job(Generic[_Label]):
     """One function on its way through a thread."""
 
     __slots__ = ("done", "error", "function", "label", "result", "run_s")
 
-    def __init__(self, label: str, function: Callable[[], Any], done: Done) -> None:
+    def __init__(self, label: _Label, function: Callable[[], Any], done: Done) -> None:
         self.label = label
         self.function = function
         self.done = done

@@ -7,6 +7,7 @@ connection), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final, TypeAlias
@@ -26,14 +27,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of this process.
 
     Returns:
-        the exit status.
+        the exit status; 1 when nobody reads the output any more.
 
     Raises:
         SystemExit: for ``--help``, ``--version`` and wrong usage.
     """
-    options = _parser().parse_args(arguments)
-    status: int = options.run(options)
+    try:
+        options = _parser().parse_args(arguments)
+        status: int = options.run(options)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BrokenPipeError:  # as of `peloton ... | head`
+        _discard_output()
+        return 1
     return status
+
+
+def _discard_output() -> None:
+    """Lets Python's last flush succeed, which would tell of an error and change the status."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,7 +187,8 @@ def _add_configuration(commands: _Commands) -> None:
         "check-config",
         help="check a configuration file",
         description="Reads a configuration as the server would, environment included, and names "
-        "what is wrong with it. Exit status 0 when it can be used.",
+        "what is wrong with it. The modules of its dotted names are not imported: the server does "
+        "that when it starts. Exit status 0 when it can be used.",
     )
     parser.add_argument("file", metavar="FILE", help="a TOML file")
     parser.set_defaults(run=_check_config)

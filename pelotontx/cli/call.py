@@ -9,8 +9,9 @@ from typing import Any, TextIO
 import msgspec
 
 from pelotontx.cli.running import run_main
+from pelotontx.cli.texts import printable, with_hint
 from pelotontx.client import Client
-from pelotontx.errors import LocalProtocolError, PelotonError
+from pelotontx.errors import Disconnected, LocalProtocolError, PelotonError
 from pelotontx.net import reactor as peloton_reactor
 
 
@@ -66,8 +67,10 @@ async def _call(reactor: Any, uri: str, args: Any, url: str, timeout_s: float, r
             result = await client.call(uri, args, timeout_s=timeout_s)
         finally:
             await client.close()
+    except Disconnected as error:
+        return _failed(with_hint(error))
     except PelotonError as error:
-        return _failed(error)
+        return _failed(printable(str(error)))
     except TimeoutError:
         return _failed("no connection in time")
     encoded = msgspec.json.encode(result)

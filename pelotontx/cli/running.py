@@ -22,7 +22,8 @@ def run_main(
 
     Args:
         reactor: the installed reactor, not yet running.
-        main: gives the exit status; an exception prints its traceback and means 1.
+        main: gives the exit status; an exception prints its traceback and means 1. One that stdout
+            or stderr are not read any more prints nothing.
         handles_signals: whether the reactor takes SIGINT and SIGTERM, which stop it at once.
 
     Returns:
@@ -39,12 +40,16 @@ def run_main(
         nonlocal status
         if is_stopping:
             return  # interrupted; what it says now is only that
-        if isinstance(result, Failure):
-            result.printTraceback(file=sys.stderr)
-            status = 1
-        else:
-            status = result
-        reactor.stop()
+        status = 1
+        try:
+            if not isinstance(result, Failure):
+                status = result
+            elif result.check(BrokenPipeError) is None:
+                result.printTraceback(file=sys.stderr)
+        except BrokenPipeError:
+            pass  # nobody reads it
+        finally:
+            reactor.stop()
 
     def start() -> None:
         Deferred.fromCoroutine(main()).addBoth(ended)

@@ -5,6 +5,7 @@ Knows nothing of terminals: `terminal` reads the lines and shows what comes out.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from uuid import uuid4
 import msgspec
 from twisted.internet.defer import Deferred
 
+from pelotontx.cli.texts import printable, with_hint
 from pelotontx.client import Client, State, Subscription
 from pelotontx.errors import (
     CallExpired,
@@ -32,15 +34,13 @@ _SEND_TIMEOUT_S: Final = 5.0
 # Names that completion remembers, and frames sent by hand whose result is still shown.
 _SEEN_LIMIT: Final = 1000
 
-# Control characters: a server must not write to the terminal what the terminal obeys.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _NUMBER = re.compile(r"\d{1,9}\Z").match
 
 HELP: Final = """\
 connect [URL]                  open another connection, with a number of its own
 disconnect [N]                 cut it: no closing handshake
 close [N]                      close it with code 1000
-call [N] URI [TIMEOUT] [JSON]  call a function; TIMEOUT in milliseconds
+call [N] URI [[TIMEOUT] JSON]  call a function; TIMEOUT in milliseconds, only before JSON
 pub [N] CHANNEL [JSON]         publish an event
 sub [N] CHANNEL                subscribe to a channel
 psub [N] PATTERN               subscribe to all channels that match, as news.*
@@ -109,6 +109,7 @@ class Shell:
         self._now = now
         self._links: dict[int, _Link] = {}
         self._last_number = 0
+        self._is_leaving = False
         self.seen: OrderedDict[str, None] = OrderedDict()
         self.commands: dict[str, Callable[[str], Awaitable[None]]] = {
             "connect": self._connect,
@@ -131,6 +132,11 @@ class Shell:
         """Number, state and URL of each connection."""
         return [(n, str(link.client.state), link.client.url) for n, link in self._links.items()]
 
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether events may still come."""
+        return any(link.subscriptions for link in self._links.values())
+
     async def run(self, line: str) -> bool:
         """Runs one command and waits for its answer.
 
@@ -151,13 +157,14 @@ class Shell:
         except RequestRefused:
             return False  # the NACK was shown
         except (Refusal, PelotonError) as error:
-            if str(error):
+            if str(error) and not self._is_leaving:
                 self._say(None, "error", str(error))
             return False
         return True
 
     async def close_all(self) -> None:
-        """Closes every connection."""
+        """Closes every connection; commands that wait end without a word."""
+        self._is_leaving = True
         for link in list(self._links.values()):
             await link.client.close()
 
@@ -200,7 +207,7 @@ class Shell:
                 self._say(number, "LOST", f"{cause}; connecting again")
             link.is_lost = True
         elif state is State.CLOSED:
-            self._say(number, "CLOSED", "" if cause is None else str(cause))
+            self._say(number, "CLOSED", "" if cause is None else with_hint(cause))
             del self._links[number]
         if state is not State.OPEN:
             while link.by_hand:
@@ -354,11 +361,7 @@ class Shell:
         head = f"{self._now().isoformat(timespec='milliseconds')} " if self._timestamp else ""
         if number is not None:
             head += f"[{number}] "
-        self._show(head, kind, _CONTROL.sub(_escaped, text))
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return f"\\x{ord(match[0]):02x}"
+        self._show(head, kind, printable(text))
 
 
 def _ignore(_: object) -> None:
@@ -378,7 +381,10 @@ def _json(text: str) -> Any:
     try:
         return msgspec.json.decode(text or "null")
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise Refusal(f"{text!r} is not JSON: {error}")
+        hint = f"; a string needs quotes: {json.dumps(text)}" if text[0].isalpha() else ""
+        if text[0] == "'":
+            hint = "; there is no shell here that would take single quotes away"
+        raise Refusal(f"{text!r} is not JSON: {error}{hint}")
 
 
 def _uuid_of(frame: str) -> str:

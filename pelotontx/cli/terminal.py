@@ -21,10 +21,11 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 from twisted.internet import asyncioreactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from pelotontx.cli.running import INTERRUPTED, run_main
-from pelotontx.cli.shell import Exit, Shell
+from pelotontx.cli.shell import Exit, Shell, Show
+from pelotontx.flow import later
 
 _COLOURS: Final = {
     "ACK": "32",
@@ -40,6 +41,8 @@ _COLOURS: Final = {
 }
 # A line of a script; a longer one is not meant to be a command.
 _LINE_LIMIT_BYTES: Final = 4 * 1024 * 1024
+# Events that a script's last commands caused come in this time.
+_EVENTS_S: Final = 0.25
 
 
 def run(url: str, *, connects: bool, raw: bool, timestamp: bool) -> int:
@@ -61,18 +64,33 @@ def run(url: str, *, connects: bool, raw: bool, timestamp: bool) -> int:
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     colours = interactive and "NO_COLOR" not in os.environ
+    reader_gone: Deferred[None] = Deferred()
     shell = Shell(
         reactor=reactor,
-        show=_show_in_colour if colours else _show,
+        show=_until_broken(_show_in_colour if colours else _show, reader_gone),
         url=url,
         raw=raw,
         timestamp=timestamp,
     )
     first = ["connect"] if connects else []
     if not interactive:
-        return run_main(reactor, lambda: _run_script(shell, first, reactor))
+        return run_main(reactor, lambda: _run_script(shell, first, reactor, reader_gone))
     # The prompt handles SIGINT itself; SIGTERM must not leave the terminal in raw mode.
     return run_main(reactor, lambda: _interact(shell, first, url, loop), handles_signals=False)
+
+
+def _until_broken(show: Show, broken: Deferred[None]) -> Show:
+    """Shows lines until nobody reads them, as behind `| grep -q`; then `broken` fires."""
+
+    def show_if_read(head: str, kind: str, text: str) -> None:
+        if broken.called:
+            return
+        try:
+            show(head, kind, text)
+        except BrokenPipeError:
+            broken.callback(None)
+
+    return show_if_read
 
 
 def _show(head: str, kind: str, text: str) -> None:
@@ -86,7 +104,19 @@ def _show_in_colour(head: str, kind: str, text: str) -> None:
     print(f"\x1b[2m{head}\x1b[0m{mark}{text}".rstrip(), flush=True)
 
 
-async def _run_script(shell: Shell, first: list[str], reactor: Any) -> int:
+async def _run_script(
+    shell: Shell, first: list[str], reactor: Any, reader_gone: Deferred[None]
+) -> int:
+    script = Deferred.fromCoroutine(_run_lines(shell, first, reactor))
+    # In a turn of its own: it may be the script itself that has just found out.
+    reader_gone.addCallback(lambda _: reactor.callLater(0, script.cancel))
+    try:
+        return await script
+    except CancelledError:
+        raise BrokenPipeError from None
+
+
+async def _run_lines(shell: Shell, first: list[str], reactor: Any) -> int:
     lines = _Lines(sys.stdin.fileno(), reactor)
     failed = False
     try:
@@ -94,6 +124,8 @@ async def _run_script(shell: Shell, first: list[str], reactor: Any) -> int:
             failed |= not await shell.run(line)
         while (command := await lines.next()) is not None:
             failed |= not await shell.run(command)
+        if shell.is_subscribed:
+            await later(reactor, _EVENTS_S)
     except Exit:
         pass
     await shell.close_all()
@@ -217,4 +249,4 @@ class CommandCompleter(Completer):
         names: Iterable[str] = reversed(self._shell.seen) if " " in before else self._shell.commands
         for name in names:
             if name.startswith(word):
-                yield Completion(name, start_position=-len(word))
+                yield Completion(f"{name} ", start_position=-len(word), display=name)

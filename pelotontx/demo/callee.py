@@ -56,6 +56,9 @@ def delay_ms(args: Any) -> int:
     if isinstance(args, bool) or not isinstance(args, (str, int, float)):
         raise refusal("test.delay takes milliseconds, as a string or a number")
     try:
+        # int() also takes blanks, underscores and the digits of every script.
+        if isinstance(args, str) and not (args.isascii() and args.isdecimal()):
+            raise ValueError
         milliseconds = int(args)
     except (ValueError, OverflowError):
         raise refusal(f"test.delay takes milliseconds, not {str(args)[:40]!r}") from None

@@ -21,7 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -129,13 +129,16 @@ class Metrics(Collector):
             yield collector()
 
     def before(self, look: Callable[[], Deferred[None]]) -> None:
-        """Has `look` find something out before each page; a second at most is waited for it."""
+        """Has `look` find something out before each page; a second at most is waited for all."""
         self._looks.append(look)
 
     async def page(self) -> bytes:
         """Everything, in Prometheus' text format."""
-        for look in self._looks:
-            await look().addTimeout(_LOOK_TIMEOUT_S, self._clock).addErrback(_not_in_time)
+        looking = [
+            look().addTimeout(_LOOK_TIMEOUT_S, self._clock).addErrback(_not_in_time)
+            for look in self._looks
+        ]
+        await gatherResults(looking, consumeErrors=True)
         return generate_latest(self._registry)
 
 

@@ -193,3 +193,32 @@ async def test_a_process_of_its_own_has_so_many_threads_as_its_option_says(tmp_p
                 assert set(await gatherResults(waiting)) == {"callee-1", "callee-2"}
         finally:
             await callee.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_that_takes_no_calls_any_more_ends_with_1(tmp_path: Path) -> None:
+    # A name that no broker can be asked for.
+    (tmp_path / "functions.py").write_text(
+        "from pelotontx.backend.callee import Callee\ncallee = Callee()\n"
+        "callee.function('\\ud800', inline=True)(lambda args: args)\n"
+    )
+    async with RedisServer(reactor, redis_binary()) as redis:
+        arguments = ("callee", "functions:callee", "--broker", redis.url)
+        callee = Program(reactor, *arguments, folder=tmp_path, command=PELOTON)
+        callee.child.start()
+        assert str(await callee.ended()) == "exit status 1"
+    assert "UnicodeEncodeError" in callee.output
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_ends_its_stop_itself_when_its_time_is_over(tmp_path: Path) -> None:
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    (tmp_path / "peloton.toml").write_text(
+        '[server]\ndrain_timeout = "1s"\n[[callee]]\nobject = "functions:callee"\nprocesses = 1\n'
+    )
+    async with PelotonServer(reactor, "--config", "peloton.toml", folder=tmp_path) as server:
+        client = await server.client()
+        client.call("stuck", timeout_s=30).addErrback(lambda _: None)
+        await eventually(reactor, lambda: "stuck now" in server.output, timeout_s=20)
+        await server.stop()
+    assert "functions:callee[0]: Stopped while stuck ran" in server.output

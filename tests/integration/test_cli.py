@@ -7,8 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
+from pelotontx.cli.shell import Shell
 from tests.integration.test_client import Server
+from tests.support.certificates import Authority
+from tests.support.programs import PelotonServer
+from tests.support.servers import eventually, free_port
 
 PELOTON = str(Path(sys.executable).parent / "peloton")
 
@@ -35,6 +43,63 @@ def script(url, *lines, options=()):
     return peloton("client", "--url", url, *options, stdin="".join(f"{line}\n" for line in lines))
 
 
+def unread_status(*arguments, **environment):
+    """The exit status with an output that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            [PELOTON, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=writer,
+            timeout=60,
+            env=os.environ | environment,
+        ).returncode
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["call", "test.echo"],
+        ["call", "fail"],
+        ["client"],
+        ["load", "-u", "test.echo", "-c", "1", "-r", "10/s", "-n", "15", "--metrics", "none"],
+        ["load", "-u", "test.echo", "-n", "1", "--metrics", "http://127.0.0.1:1/"],
+    ],
+)
+def test_output_that_nobody_reads_ends_a_command_with_1(url, words, unbuffered):
+    assert unread_status(*words, "--url", url, PYTHONUNBUFFERED=unbuffered) == 1
+
+
+def test_output_that_nobody_reads_is_no_error_of_pythons_own():
+    assert unread_status("default-config") == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [PELOTON, "default-config"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_client_ends_when_nobody_reads_its_events_though_its_input_goes_on(url):
+    command = [PELOTON, "client", "--url", url]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdin.write("sub chat\n")
+        process.stdin.flush()
+        while "ACK    SUB chat" not in process.stdout.readline():
+            assert process.poll() is None
+        process.stdout.close()
+        assert script(url, "pub chat 1").returncode == 0
+        assert process.wait(timeout=60) == 1
+        assert process.stderr.read() == ""
+
+
 def test_call_prints_the_result(url):
     done = peloton("call", "test.echo", '{"a": [1]}', "--url", url)
     assert (done.returncode, json.loads(done.stdout), done.stderr) == (0, {"a": [1]}, "")
@@ -55,7 +120,7 @@ def test_call_reads_stdin(url):
 
 @pytest.mark.parametrize(
     ("uri", "text"),
-    [("fail", "it broke"), ("refuse", "list capacity exceeded"), ("cut", "dropped")],
+    [("fail", "it broke\\x1b"), ("refuse", "list capacity exceeded"), ("cut", "dropped")],
 )
 def test_failed_call_is_told_on_stderr(url, uri, text):
     done = peloton("call", uri, "--url", url)
@@ -75,6 +140,7 @@ def test_server_that_is_not_there_is_told():
     done = peloton("call", "test.echo", "--url", server.url)
     assert done.returncode == 1
     assert "refused" in done.stderr
+    assert "hint: is the server running?" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["{a: 1}", "hi", '"hi'])
@@ -128,6 +194,50 @@ def test_script_with_a_failed_command_ends_with_1(url):
     assert "NACK   CALL refuse 500 list capacity exceeded" in done.stdout
     assert "EXP    silent" in done.stdout
     assert "RES    test.echo 1" in done.stdout
+
+
+def test_script_ends_after_the_events_that_it_caused(url):
+    done = script(url, "sub late", "pub late 1")
+    assert done.stdout.splitlines()[-2:] == ["[1] EVNT   late 1", "[1] CLOSED"]
+
+
+def test_text_without_quotes_gets_a_hint(url):
+    done = script(url, "call test.echo hi", "call test.echo '{}'")
+    assert 'a string needs quotes: "hi"' in done.stdout
+    assert "there is no shell here" in done.stdout
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_that_waits_at_the_end_is_not_told_of(url):
+    lines = []
+    shell = Shell(reactor=reactor, show=lambda *parts: lines.append(parts), url=url)
+    await shell.run("connect")
+    waiting = Deferred.fromCoroutine(shell.run("call silent"))
+    await eventually(reactor, lambda: "ACK" in [kind for _, kind, _ in lines])
+    await shell.close_all()
+    assert await waiting is False
+    assert lines[-1][1] == "CLOSED"
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls_that_only_one_side_speaks_gets_a_hint(tmp_path):
+    certificate, key = Authority(tmp_path).issue("server", "127.0.0.1")
+    port = free_port()
+    listen = f"ssl:{port}:privateKey={key}:certKey={certificate}:interface=127.0.0.1"
+    words = ["--broker", "memory:", "--listen", listen]
+    async with PelotonServer(reactor, *words, folder=tmp_path) as server:
+        await eventually(
+            reactor, lambda: f"Listening on https://127.0.0.1:{port}/" in server.output
+        )
+        assert f"Listening on {server.url}/" in server.output
+        for address, hint in (
+            (f"ws://127.0.0.1:{port}/ws", "does this port speak TLS?"),
+            (server.websocket_url.replace("ws:", "wss:"), "does this port speak no TLS?"),
+            (f"{server.websocket_url}/x", "which path is the server's WebSocket at?"),
+        ):
+            done = await deferToThread(peloton, "call", "test.echo", "--url", address)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert hint in done.stderr
 
 
 def test_script_ends_at_exit(url):
@@ -184,12 +294,32 @@ def test_callee_waits_for_its_broker_and_ends_at_sigterm(tmp_path):
     command = [PELOTON, "callee", "mine:callee", "--broker", "redis://:secret@127.0.0.1:1"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         log = process.stderr.readline()
-        assert "Serving mine:callee" in log
+        assert "Serving mine:callee from redis://" in log
+        assert log.endswith(": mine\n")
         process.send_signal(signal.SIGTERM)
         log += process.communicate(timeout=60)[1]
     assert process.returncode == 0
     assert "secret" not in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("broker", ["memory:", "embedded:"])
+def test_callee_needs_a_broker_that_it_can_reach(tmp_path, broker):
+    done = peloton("callee", "pelotontx.demo.callee:callee", "--broker", broker)
+    assert done.returncode == 1
+    assert f"{broker} is inside a server" in done.stderr
+
+
+def test_callee_without_functions_is_warned_of(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from pelotontx.backend.callee import Callee\ncallee = Callee()\n"
+    )
+    command = [PELOTON, "callee", "mine:callee", "--broker", "redis://127.0.0.1:1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert "mine:callee has no functions" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_configuration_commands_are_there(tmp_path):

@@ -7,13 +7,16 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeAlias
 
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
+from pelotontx.cli.load import metrics
 from tests.support.programs import BIN, PelotonServer, Program, children_of
 from tests.support.servers import eventually, free_port
 
@@ -116,9 +119,44 @@ async def test_uri_that_nobody_serves_expires(server: PelotonServer, start: Star
     assert await load.status() == 1
     assert load.figures["counts"]["expired"] == 4
     assert "FAILED: 4 expired" in load.output
+    assert load.figures["server"]["calls_expired"] == 4
     load = start(server.websocket_url, *words, "--allow-expired", "-u", "none")
     assert await load.status() == 1
     assert load.figures["problems"] == ["nothing came back"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_errors_alone_are_told_and_no_success(server: PelotonServer, start: Start) -> None:
+    load = start(server.websocket_url, "-u", "test.delay", "-p", "soon", "-c", "1", "-n", "2")
+    assert await load.status() == 1
+    assert "first error: test.delay takes milliseconds, not 'soon'" in load.output
+
+
+class OtherPage(BaseHTTPRequestHandler):
+    """A server whose counters are at the second of the usual places."""
+
+    def do_GET(self) -> None:
+        is_there = self.path == "/debug/vars"
+        self.send_response(200 if is_there else 404)
+        self.end_headers()
+        self.wfile.write(b'{"n": 1}')
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_counters_come_with_the_page_that_has_them() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), OtherPage) as pages:
+        thread = Thread(target=pages.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        urls = metrics.candidates(f"ws://127.0.0.1:{pages.server_port}/ws")
+        try:
+            assert await metrics.fetch(reactor, urls) == (urls[1], {"n": 1})
+            assert await metrics.fetch(reactor, urls[:1]) is None
+        finally:
+            pages.shutdown()
+            thread.join()
 
 
 @pytest_twisted.ensureDeferred

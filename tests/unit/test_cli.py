@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from pelotontx.cli.call import read_json
 from pelotontx.cli.shell import HELP, Exit, Shell
 from pelotontx.cli.terminal import CommandCompleter
-from pelotontx.errors import LocalProtocolError
+from pelotontx.cli.texts import printable, with_hint
+from pelotontx.errors import Disconnected, LocalProtocolError
 
 
 class ReadJSONTests(SynchronousTestCase):
@@ -97,6 +98,28 @@ class ShellTests(SynchronousTestCase):
         self.run_line("a\x1b[2J\x9b")
         self.assertEqual(self.lines[0][2], "no command a\\x1b[2J\\x9b; try help")
 
+    def test_timeout_of_a_call_needs_json_behind_it(self):
+        self.assertIn("call [N] URI [[TIMEOUT] JSON]", HELP)
+
+
+class TextsTests(SynchronousTestCase):
+    def test_what_a_terminal_obeys_is_escaped_and_other_scripts_are_not(self):
+        self.assertEqual(
+            printable("a\x1b[2J\x9b\n\u202eb äж中"), "a\\x1b[2J\\x9b\\x0a\\x202eb äж中"
+        )
+
+    def test_what_may_help_stands_behind_an_error(self):
+        for text, hint in (
+            ("ws://h/ws: Connection was refused by other side: 111", "is the server running?"),
+            ("ws://h/x: WebSocket connection upgrade failed [404]: Not Found", "ws://HOST:PORT/ws"),
+            ("ws://h/ws: WebSocket connection upgrade failed [401]: No", "a login"),
+            ("ws://h:443/ws: the server dropped the connection", "wss://HOST:PORT/ws"),
+            ("wss://h:80/ws: SSL error: wrong version number (in )", "speak no TLS"),
+        ):
+            self.assertTrue(with_hint(Disconnected(text)).startswith(text))
+            self.assertIn(hint, with_hint(Disconnected(text)))
+        self.assertEqual(with_hint("the server dropped\x1b"), "the server dropped\\x1b")
+
 
 class CompletionTests(SynchronousTestCase):
     def setUp(self):
@@ -109,8 +132,8 @@ class CompletionTests(SynchronousTestCase):
         return [completion.text for completion in found]
 
     def test_first_word_is_a_command(self):
-        self.assertEqual(self.completions("p"), ["pub", "psub", "punsb"])
+        self.assertEqual(self.completions("p"), ["pub ", "psub ", "punsb "])
 
     def test_other_words_are_names_that_were_used_newest_first(self):
-        self.assertEqual(self.completions("call "), ["chat", "test.echo"])
-        self.assertEqual(self.completions("call 1 te"), ["test.echo"])
+        self.assertEqual(self.completions("call "), ["chat ", "test.echo "])
+        self.assertEqual(self.completions("call 1 te"), ["test.echo "])

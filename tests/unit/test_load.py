@@ -82,6 +82,11 @@ class TestOptions:
         assert caught.value.code == 2
         assert "usage:" in capsys.readouterr().err
 
+    def test_rate_of_0_is_told_what_to_use(self, capsys):
+        with pytest.raises(SystemExit):
+            parse("-r", "0")
+        assert "as fast as possible is --in-flight" in capsys.readouterr().err
+
     @pytest.mark.parametrize("words", [["--url", "http://x"], ["--header", "a b: c"]])
     def test_unusable_url_or_header_is_refused(self, words):
         with pytest.raises(LocalProtocolError):
@@ -290,6 +295,11 @@ class OpenLoopTests(DriverTestCase):
         self.advance(0.999, step=0.001)
         self.assertEqual([len(item.sent) for item in self.connections], [10, 10, 10, 10])
 
+    def test_as_many_are_sent_as_the_rate_and_the_duration_say(self):
+        self.start(clients=100, interval_s=0.1, duration_s=1.0, warm_up_s=0.5)
+        self.clock.advance(3.0)
+        self.assertEqual(sum(len(item.sent) for item in self.connections), 1500)
+
     def test_latency_counts_from_when_the_call_was_due(self):
         self.start(clients=1, interval_s=0.1, duration_s=1.0)
         # We, or the server, stand still for half a second.
@@ -448,6 +458,27 @@ class ReportTests(DriverTestCase):
         self.assertIn("hint: NACK 429: raise rpc.message_rate", text)
         self.assertTrue(text.endswith("FAILED: nothing came back"))
 
+    def test_run_in_which_every_result_was_an_error_is_not_ok_and_tells_the_first(self):
+        self.start(clients=1, interval_s=None, duration_s=None, count=2)
+        for start, text in enumerate(("no \x1bsuch", "other")):
+            error = {"error": {"message": text}}
+            self.answer_all(self.connections[0], juggler.ACK, juggler.RES, start=start, args=error)
+        self.advance(0.1)
+        figures = self.figures()
+        self.assertEqual((figures["ok"], figures["counts"]["failed"]), (False, 2))
+        text = report.render(figures)
+        self.assertIn("first error: no \\x1bsuch\n", text)
+        self.assertTrue(text.endswith("FAILED: every result was an error"))
+
+    def test_some_errors_are_told_and_no_failure_of_the_run(self):
+        self.start(clients=1, interval_s=None, duration_s=None, count=2)
+        connection = self.connections[0]
+        self.answer_all(connection, juggler.ACK, juggler.RES, args={"error": [1]})
+        self.answer_all(connection, juggler.ACK, juggler.RES, start=1)
+        self.advance(0.1)
+        figures = self.figures()
+        self.assertEqual((figures["ok"], figures["first_error"]), (True, '{"error": [1]}'))
+
     def test_progress_is_a_line_a_second(self):
         self.start(clients=1, interval_s=None, duration_s=10.0)
         stream = io.StringIO()
@@ -466,6 +497,23 @@ class ReportTests(DriverTestCase):
         progress.show(self.driver, 1.0)
         progress.end()
         self.assertEqual(stream.getvalue(), "\r\x1b[Kconnecting: 0 of 3\r\x1b[K")
+
+    def test_progress_that_nobody_reads_is_none(self):
+        self.start(clients=1, interval_s=None, duration_s=10.0)
+        stream = BrokenPipe()
+        progress = Progress(stream, 0.0)
+        progress.show(self.driver, 1.0)
+        progress.show(self.driver, 2.0)
+        progress.end()
+        self.assertEqual(stream.attempts, 1)
+
+
+class BrokenPipe(Terminal):
+    attempts = 0
+
+    def write(self, text):
+        self.attempts += 1
+        raise BrokenPipeError
 
 
 PAGE = """\
@@ -499,7 +547,6 @@ class TestMetrics:
 
     def test_only_what_changed_is_shown(self):
         assert metrics.difference({"a": 1, "b": 2}, {"a": 1, "b": 5, "c": 1}) == {"b": 3, "c": 1}
-        assert metrics.difference(None, {"a": 1}) is None
 
     def test_metrics_are_looked_for_at_the_same_server(self):
         assert metrics.candidates("wss://host:8443/ws") == [

@@ -18,22 +18,16 @@ from pelotontx.cli.load.driver import Driver
 from pelotontx.cli.load.options import Plan
 from pelotontx.cli.load.progress import Progress
 from pelotontx.cli.running import INTERRUPTED, run_main
+from pelotontx.cli.texts import with_hint
 from pelotontx.errors import PelotonError, RequestRefused
-from pelotontx.flow import spare_collector
+from pelotontx.flow import later, spare_collector
 from pelotontx.net import reactor as peloton_reactor
 
 _NO_CONNECTION: Final = 2
 # Files besides the connections.
 _DESCRIPTORS: Final = 64
-
-_HINTS: Final = {
-    "[400]": "is juggler.0 spoken at this path?",
-    "[403]": "this server wants an Origin or a password: see --header",
-    "[404]": "which path is the server's WebSocket at? ws://HOST:PORT/ws by default",
-    "[429]": "the server limits connections or handshakes of one address: see --connect-rate",
-    "[503]": "the server is stopping, or has as many connections as server.connections_limit",
-    "refused by other side": "is the server running? twistd -n peloton",
-}
+# The server's clock of deadlines ticks every 0.1 s: by then it has counted our last expired calls.
+_SETTLED_S: Final = 0.25
 
 
 def run(plan: Plan) -> int:
@@ -87,7 +81,7 @@ async def _main(reactor: Any, driver: Driver, progress: Progress) -> int:
             return INTERRUPTED
         await driver.open()
         await driver.drive()
-        after = await metrics.fetch(reactor, urls if before is not None else [])
+        server = None if before is None else await _server(reactor, *before)
     except (PelotonError, CancelledError) as error:
         if driver.is_interrupted:
             return INTERRUPTED
@@ -96,19 +90,26 @@ async def _main(reactor: Any, driver: Driver, progress: Progress) -> int:
     finally:
         progress.end()
         await driver.close()
-    figures = report.summary(driver, metrics.difference(before, after))
-    return _show(figures, plan.json_path)
+    return _show(report.summary(driver, server), plan.json_path)
+
+
+async def _server(
+    reactor: Any, url: str, before: Mapping[str, float]
+) -> Mapping[str, float] | None:
+    """What the server has counted since `before`, on the same page."""
+    await later(reactor, _SETTLED_S)
+    after = await metrics.fetch(reactor, [url])
+    return None if after is None else metrics.difference(before, after[1])
 
 
 def _no_connection(driver: Driver, error: Exception) -> int:
     text = str(error)
     if isinstance(error, RequestRefused):
         text = f"a SUB was refused: {error}"
-    hint = next((f" ({hint})" for mark, hint in _HINTS.items() if mark in text), "")
     which = ""
     if driver.opened:
         which = f"after {driver.opened:,} of {driver.connections:,} connections: "
-    print(f"peloton load: {which}{text}{hint}", file=sys.stderr)
+    print(f"peloton load: {which}{with_hint(text)}", file=sys.stderr)
     return _NO_CONNECTION
 
 

@@ -216,7 +216,7 @@ class Driver:
         early_s = 0.0 if plan.interval_s is None else _EARLY_S
         self._ledger.measures_from_s = now + plan.warm_up_s - early_s
         if plan.duration_s is not None:
-            self._stops_s = self._ledger.measures_from_s + plan.duration_s
+            self._stops_s = now + plan.warm_up_s + plan.duration_s
         self._is_sending = True
 
         def ended(result: Any) -> Any:

@@ -16,6 +16,8 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, fields
 from typing import Final
 
+import msgspec
+
 from pelotontx.cli.load.histogram import Histogram
 from pelotontx.wire import juggler
 
@@ -24,6 +26,8 @@ GRACE_S: Final = 1.0
 
 # Ended calls that are remembered to tell a late answer from a duplicate; the oldest go first.
 _REMEMBERED: Final = 100_000
+# Of the first error's text.
+_ERROR_CHARS: Final = 200
 # Kinds of refusals that are told apart; a server that puts a number into each would fill memory.
 _KINDS: Final = 50
 
@@ -134,10 +138,12 @@ class CallLedger:
         latencies: from `due_s` to RES, of the calls that were due while `measures_from_s` is past.
         measures_from_s: earlier calls only warm up; they count, but their times do not.
         last_result_s: when the last of the measured results came.
+        first_error: what the first result said that told of a failure; empty for none.
     """
 
     def __init__(self, *, timeout_s: float) -> None:
         self.counts = Counts()
+        self.first_error = ""
         self.refusals = Refusals()
         self.latencies = Histogram()
         self.measures_from_s = float("inf")
@@ -186,6 +192,7 @@ class CallLedger:
         counts.results += 1
         if bytes(payload.args).startswith(b'{"error":'):
             counts.failed += 1
+            self.first_error = self.first_error or _error_text(bytes(payload.args))
         if call.due_s >= self.measures_from_s:
             self.latencies.record(now_s - call.due_s)
             self.last_result_s = now_s
@@ -249,3 +256,12 @@ class CallLedger:
         self._ended[uuid] = None
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
+
+
+def _error_text(encoded: bytes) -> str:
+    """The message of an error; all of it when it has none."""
+    try:
+        text = str(msgspec.json.decode(encoded)["error"]["message"])
+    except (msgspec.DecodeError, UnicodeError, LookupError, TypeError):
+        text = encoded.decode(errors="replace")
+    return text[:_ERROR_CHARS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -44,8 +44,8 @@ def candidates(websocket_url: str) -> list[str]:
     return [urlunsplit((scheme, url.netloc, path, "", "")) for path in _PATHS]
 
 
-async def fetch(reactor: Any, urls: list[str]) -> dict[str, float] | None:
-    """The counters on the first page that has some; None when there is none.
+async def fetch(reactor: Any, urls: Sequence[str]) -> tuple[str, dict[str, float]] | None:
+    """The first URL whose page has counters, and these; None when there is none.
 
     Whatever goes wrong means that there are no metrics: they are an extra.
     """
@@ -53,7 +53,7 @@ async def fetch(reactor: Any, urls: list[str]) -> dict[str, float] | None:
         reading = Deferred.fromCoroutine(_page(reactor, url))
         try:
             page = await reading.addTimeout(_TIMEOUT_S, reactor)
-            return counters(page.decode())
+            return url, counters(page.decode())
         except _FAILURES:
             continue
     return None
@@ -106,11 +106,7 @@ def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
         yield path, value
 
 
-def difference(
-    before: Mapping[str, float] | None, after: Mapping[str, float] | None
-) -> dict[str, float] | None:
-    """What has changed, by name; None when one of the two is not known."""
-    if before is None or after is None:
-        return None
+def difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """What has changed, by name."""
     changes = {name: value - before.get(name, 0) for name, value in sorted(after.items())}
     return {name: change for name, change in changes.items() if change}

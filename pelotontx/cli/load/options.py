@@ -45,8 +45,8 @@ A server allows each connection 50 messages a second unless its rpc.message_rate
 Ctrl-C ends the run early, with the report; a second one at once.
 
 exit status: 0 every call has its answer (or refusal), every event its receipt; 1 something was
-lost, expired, missing, out of order or answered twice, or a connection was lost; 2 no connection,
-or a wrong command line; 130 interrupted before the first call.
+lost, expired, missing, out of order or answered twice, a connection was lost, or every result was
+an error; 2 no connection, or a wrong command line; 130 interrupted before the first call.
 """
 
 
@@ -276,13 +276,12 @@ def _interval(text: str) -> float:
     match = _RATE.fullmatch(text)
     if match is not None:
         rate = float(match[1])
-        if not 0 < rate <= 1_000_000:
-            raise argparse.ArgumentTypeError(f"{text!r}: above 0, up to 1000000 a second")
+        if not rate:
+            raise argparse.ArgumentTypeError(f"{text!r}: as fast as possible is --in-flight")
+        if rate > 1_000_000:
+            raise argparse.ArgumentTypeError(f"{text!r}: up to 1000000 a second")
         return 1 / rate
-    interval_s = _time(text)
-    if interval_s <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: as fast as possible is --in-flight")
-    return interval_s
+    return _time(text)
 
 
 def _time(text: str) -> float:

@@ -14,13 +14,14 @@ class Progress:
     """Writes lines about a `Driver`.
 
     Args:
-        stream: where to; a terminal has its line rewritten.
+        stream: where to; a terminal has its line rewritten. When nobody reads it any more, nothing.
         seconds: the clock that decides when a second is over.
     """
 
     def __init__(self, stream: TextIO, seconds: float) -> None:
         self._stream = stream
         self._is_terminal = stream.isatty()
+        self._is_read = True
         self._last_s = seconds
         self._done = 0
 
@@ -30,13 +31,13 @@ class Progress:
         if elapsed_s < _INTERVAL_S:
             return
         self._last_s = now_s
-        self._write(self._line(driver, now_s, elapsed_s))
+        line = self._line(driver, now_s, elapsed_s)
+        self._write(f"{_CLEAR}{line}" if self._is_terminal else f"{line}\n")
 
     def end(self) -> None:
         """Leaves the terminal's line empty."""
         if self._is_terminal:
-            self._stream.write(_CLEAR)
-            self._stream.flush()
+            self._write(_CLEAR)
 
     def _line(self, driver: Driver, now_s: float, elapsed_s: float) -> str:
         if driver.started_s is None:
@@ -59,9 +60,11 @@ class Progress:
                 parts.append(f"{name} {counts[name]:,}")
         return "  ".join(parts)
 
-    def _write(self, line: str) -> None:
-        if self._is_terminal:
-            self._stream.write(f"{_CLEAR}{line}")
-        else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+    def _write(self, text: str) -> None:
+        if not self._is_read:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            self._is_read = False

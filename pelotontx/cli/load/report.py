@@ -11,6 +11,7 @@ rates are per second:
      "histogram": [{"from_ms", "to_ms", "count"}],
      "refusals": [{"code", "message", "count"}],
      "disconnects": [{"reason", "count"}],
+     "first_error": text of the first result that was an error, "" for none,
      "server": {metric: change} | null,
      "tester": {"cpu_share": of one core, "lag_ms": most that a call was sent after it was due},
      "problems": [text], "ok": bool}
@@ -24,6 +25,7 @@ from typing import Any, Final
 from pelotontx.cli.load.driver import Driver
 from pelotontx.cli.load.histogram import Histogram
 from pelotontx.cli.load.options import Plan
+from pelotontx.cli.texts import printable
 
 _QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 _BAR: Final = 40
@@ -105,6 +107,7 @@ def summary(driver: Driver, server: Mapping[str, float] | None) -> dict[str, Any
         "disconnects": [
             {"reason": reason, "count": count} for reason, count in driver.disconnects.most_common()
         ],
+        "first_error": driver.calls.first_error if driver.calls else "",
         "server": None if server is None else dict(server),
         "tester": {
             "cpu_share": round(driver.cpu_share, 3),
@@ -155,6 +158,8 @@ def _problems(counts: Mapping[str, int], disconnects: int, plan: Plan) -> list[s
     ]
     if not counts.get("results", counts.get("received")):
         problems.append("nothing came back")
+    elif counts.get("failed") == counts.get("results", 0):
+        problems.append("every result was an error")
     if disconnects:
         problems.append(f"{_many(disconnects, 'connection')} lost")
     return problems
@@ -199,7 +204,7 @@ def _counts(figures: Mapping[str, Any]) -> Iterable[str]:
         if name == "refused":
             for item in figures["refusals"]:
                 text = f"{item['count']:,} with {item['code']} {item['message']}"
-                yield f"{_INDENT * 2}{_printable(text)}"
+                yield f"{_INDENT * 2}{printable(text)}"
 
 
 def _row(label: str, value: str, remark: str) -> str:
@@ -236,7 +241,7 @@ def _server(figures: Mapping[str, Any]) -> Iterable[str]:
     cpu_s = server.get("process_cpu_seconds")
     for name, change in server.items():
         if name != "process_cpu_seconds":
-            yield f"{_INDENT * 2}{_printable(name):<44}{change:>12,.10g}"
+            yield f"{_INDENT * 2}{printable(name):<44}{change:>12,.10g}"
     if cpu_s:
         counts = figures["counts"]
         done = counts.get("results") or counts.get("received")
@@ -246,7 +251,9 @@ def _server(figures: Mapping[str, Any]) -> Iterable[str]:
 
 def _remarks(figures: Mapping[str, Any]) -> Iterable[str]:
     for item in figures["disconnects"]:
-        yield _printable(f"lost {_many(item['count'], 'connection')}: {item['reason']}")
+        yield printable(f"lost {_many(item['count'], 'connection')}: {item['reason']}")
+    if figures["first_error"]:
+        yield printable(f"first error: {figures['first_error']}")
     for code in sorted({item["code"] for item in figures["refusals"]} & _HINTS.keys()):
         yield f"hint: NACK {code}: {_HINTS[code]}"
     if figures["counts"].get("expired"):
@@ -268,8 +275,3 @@ def _ms(milliseconds: float) -> str:
         if milliseconds < limit:
             return f"{milliseconds * factor:.3g} {unit}"
     return f"{milliseconds / 1000:,.{3 if milliseconds < 10_000 else 1}f} s"
-
-
-def _printable(text: str) -> str:
-    """What a server sent, without what would drive the terminal."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

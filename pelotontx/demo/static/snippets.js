@@ -40,6 +40,8 @@ export class Snippets {
     const seconds = Number.isFinite(timeout) ? timeout / 1000 : 2;
     const texts = {
       shell: [
+        "# peloton is in .venv/bin: . .venv/bin/activate",
+        "",
         "# Call it",
         `peloton call ${uri} ${shellQuoted(json)}${this.#urlOption} --timeout ${seconds}s`,
         "",

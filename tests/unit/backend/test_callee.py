@@ -1,10 +1,12 @@
+import contextlib
 import json
 import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.logger import LogEvent, LogLevel, capturedLogs, eventAsText
 
 from pelotontx.errors import (
     BrokerUnavailable,
@@ -49,6 +51,9 @@ class ReactorCase(CalleeCase):
 
 
 class CalleeTests(ReactorCase):
+    def warnings(self, events: list[LogEvent]) -> list[str]:
+        return [eventAsText(event) for event in events if event["log_level"] is LogLevel.warn]
+
     def test_plain_coroutine_and_deferred_functions_answer(self) -> None:
         self.start()
         self.source.give(call("plain", "a"), call("coroutine", "b"), call("deferred", "d"))
@@ -176,12 +181,90 @@ class CalleeTests(ReactorCase):
 
     def test_a_result_that_is_too_long_or_not_json_is_an_error(self) -> None:
         self.callee.function("odd", inline=True)(lambda args: object())
-        self.start(result_limit_bytes=10)
-        self.source.give(call("plain", "a", b'"0123456789"'), call("odd", "b"))
+        self.start(result_limit_bytes=100)
+        self.source.give(call("plain", "a", b'"%b"' % (b"0" * 100)), call("odd", "b"))
         errors = dict(self.source.results)
-        self.assertEqual(errors["a"]["error"]["message"], "the result has over 10 bytes")
+        self.assertEqual(errors["a"]["error"]["message"], "the result has over 100 bytes")
         self.assertIn("object", errors["b"]["error"]["message"])
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+
+    def test_an_error_that_is_too_long_is_a_short_one_and_the_log_has_its_beginning(self) -> None:
+        @self.callee.function("long", inline=True)
+        def long(args: Any) -> None:
+            raise ValueError("x" * 1_000_000)
+
+        @self.callee.function("long on purpose", inline=True)
+        def on_purpose(args: Any) -> None:
+            raise CallFailed({"message": "x" * 1_000_000})
+
+        self.start(result_limit_bytes=1000)
+        with capturedLogs() as events:
+            self.source.give(call("long", "a"), call("long on purpose", "b"), call("plain", "c"))
+        short = {"error": {"message": "the error has over 1000 bytes"}}
+        self.assertEqual(self.source.results, [("a", short), ("b", short), ("c", [1])])
+        (line,) = map(eventAsText, events)
+        self.assertIn("ValueError: xxx", line)
+        self.assertLess(len(line), 20_000)
+
+    def test_an_error_whose_text_ends_everything_is_a_failure_and_the_callee_goes_on(self) -> None:
+        class Odd(Exception):
+            def __str__(self) -> str:
+                raise SystemExit
+
+        @self.callee.function("odd", inline=True)
+        def odd(args: Any) -> None:
+            raise Odd
+
+        service = self.start()
+        self.source.give(call("odd", "a"), call("plain", "b"))
+        odd_error = {"error": {"message": "Odd"}}
+        self.assertEqual(self.source.results, [("a", odd_error), ("b", [1])])
+        self.assertTrue(service.is_taking)
+        self.assertEqual(len(self.flushLoggedErrors(Odd)), 1)
+
+    def test_the_end_of_taking_that_nobody_asked_for_is_told(self) -> None:
+        ends: list[bool] = []
+        service = self.start(on_failure=lambda: ends.append(True))
+        assert self.source.waiting is not None
+        self.source.waiting.errback(RuntimeError("no broker says that"))
+        self.assertEqual((service.is_taking, ends), (False, [True]))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        service.stopService()
+        self.assertEqual(ends, [True])
+
+    def test_a_stop_is_no_such_end(self) -> None:
+        ends: list[bool] = []
+        self.start(on_failure=lambda: ends.append(True)).stopService()
+        self.assertEqual((self.source.stopped, ends), (True, []))
+
+    def test_functions_that_never_end_and_take_every_place_are_warned_of_once(self) -> None:
+        @self.callee.function("deaf")
+        async def deaf(args: Any) -> None:
+            while True:
+                with contextlib.suppress(CancelledError):
+                    await Deferred()
+                    return
+
+        self.start(concurrency=2, stop_timeout_s=0)
+        self.source.give(call("deaf", "a", expires_at_s=10), call("deaf", "b", expires_at_s=999))
+        with capturedLogs() as events:
+            self.clock.pump([0.25] * 119)
+        self.assertEqual(self.warnings(events), [])
+        with capturedLogs() as events:
+            self.clock.pump([0.25] * 400)
+        (warning,) = self.warnings(events)
+        self.assertIn("No calls were taken for 30 s: every place is in use, 1 of them", warning)
+
+    def test_a_callee_that_is_always_busy_is_not_warned_of(self) -> None:
+        self.start(concurrency=1)
+        with capturedLogs() as events:
+            for _ in range(10):
+                self.gate = Deferred()
+                self.source.give(call("coroutine", expires_at_s=999))
+                self.clock.advance(10)
+                self.gate.callback("x")
+                self.clock.advance(0)
+        self.assertEqual(self.warnings(events), [])
 
     def test_it_tries_on_while_the_broker_is_down(self) -> None:
         self.start()

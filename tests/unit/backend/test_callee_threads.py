@@ -133,7 +133,7 @@ class ThreadPoolTests(SynchronousTestCase):
         self.assertEqual((pool.unfinished, pool.queued), (0, 0))
 
 
-class Threadless(ThreadPool):
+class Threadless(ThreadPool[str]):
     """A pool on a machine that can start no thread."""
 
     def _start_thread(self) -> None:
@@ -180,6 +180,16 @@ class ThreadedFunctionTests(CalleeCase):
         threaded.give(call("name", "n"))
         self.clock.until(lambda: threaded.results)
         self.assertEqual(service.calls_running, 1)
+
+    def test_threads_that_never_end_are_in_the_warning(self) -> None:
+        self.start(threads=2, stop_timeout_s=0)
+        self.source.give(call("slow", "a"), call("slow", "b", expires_at_s=999))
+        for _ in range(2):
+            self.gate.next()
+        with capturedLogs() as events:
+            self.clock.advance(30)
+        (warning,) = map(formatEvent, events)
+        self.assertIn("every place is in use, 1 of them by functions that run on", warning)
 
     def test_each_kind_has_a_loop_of_its_own_and_room_of_its_own(self) -> None:
         @self.callee.function("waits")

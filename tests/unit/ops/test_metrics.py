@@ -144,6 +144,13 @@ class LookTests(SynchronousTestCase):
         self.asked[0].callback(None)
         self.assertIn(b"process_", self.successResultOf(page))
 
+    def test_all_is_found_out_at_the_same_time(self) -> None:
+        self.metrics.before(self.look)
+        page = Deferred.fromCoroutine(self.metrics.page())
+        self.assertEqual(len(self.asked), 2)
+        self.clock.advance(1)
+        self.successResultOf(page)
+
     def test_it_does_not_wait_for_ever(self) -> None:
         page = Deferred.fromCoroutine(self.metrics.page())
         self.clock.advance(1)
