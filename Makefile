@@ -11,6 +11,8 @@ PORT ?= 8080
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A process a core; each file's tests stay together, since they share servers.
+PARALLEL := --numprocesses auto --dist loadfile
 
 .PHONY: run test test-reactors lint bench clean debian conformance chaos docker-check
 
@@ -34,15 +36,15 @@ debian:
 	tests/install-debian-packages redis-server chromium nodejs
 
 test: debian $(VENV)/.tests
-	$(BIN)/python -m pytest tests/unit tests/integration
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/integration
 	$(MAKE) --no-print-directory test-reactors
 	node --test clients/js/test/*.test.js
 
 # The short set that also runs on Twisted's own reactors.
 test-reactors: $(VENV)/.tests
-	PELOTON_TEST_REACTOR=epoll $(BIN)/python -m pytest -m reactors tests/integration
-	PELOTON_TEST_REACTOR=asyncio $(BIN)/python -m pytest --reactor asyncio -m reactors \
-		tests/integration
+	PELOTON_TEST_REACTOR=epoll $(BIN)/python -m pytest $(PARALLEL) -m reactors tests/integration
+	PELOTON_TEST_REACTOR=asyncio $(BIN)/python -m pytest $(PARALLEL) --reactor asyncio \
+		-m reactors tests/integration
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .

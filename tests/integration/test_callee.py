@@ -72,7 +72,8 @@ def stuck(args: Any) -> None:
 async def server(tmp_path: Path) -> AsyncIterator[PelotonServer]:
     (tmp_path / "functions.py").write_text(FUNCTIONS)
     (tmp_path / "peloton.toml").write_text(
-        '[server]\ndrain_timeout = "1s"\n[[callee]]\nobject = "functions:callee"\nthreads = 3\n'
+        '[server]\ndrain_timeout = "1s"\n[rpc]\nmessage_rate = 0\n'
+        '[[callee]]\nobject = "functions:callee"\nthreads = 3\n'
     )
     async with PelotonServer(reactor, "--config", "peloton.toml", folder=tmp_path) as server:
         yield server
