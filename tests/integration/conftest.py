@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import pytest_twisted
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
+from tests.support.brokers import KINDS, World
 from tests.support.redis_farm import redis_cluster, sentinel_trio
 
 __all__ = ["redis_cluster", "sentinel_trio"]
@@ -70,3 +72,26 @@ def logged() -> Iterator[LoggedErrors]:
 def _readers(reactor: Any) -> set[Any]:
     """What is read from, apart from the reactor's own pipes."""
     return set(reactor.getReaders()) - set(reactor._internalReaders)
+
+
+@pytest_twisted.async_yield_fixture(params=KINDS)
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A broker of each kind."""
+    async for world in _world(request.param):
+        yield world
+
+
+@pytest_twisted.async_yield_fixture(params=[kind for kind in KINDS if kind != "memory"])
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """Only brokers with a server that can be killed."""
+    async for world in _world(request.param):
+        yield world
+
+
+async def _world(kind: str) -> AsyncIterator[World]:
+    from twisted.internet import reactor
+
+    world = World(reactor, kind)
+    await world.start()
+    yield world
+    await world.stop()
