@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -18,8 +19,8 @@ callee = Callee()
 
 
 @callee.function("test.echo", inline=True)
-def echo(args: Any) -> Any:
-    """Returns what it got, any JSON."""
+def echo(args: msgspec.Raw) -> msgspec.Raw:
+    """Returns what it got, any JSON, byte for byte."""
     return args
 
 

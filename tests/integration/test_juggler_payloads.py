@@ -235,12 +235,10 @@ class TestPayloads:
 
     @pytest.mark.parametrize("args", EXACT.values(), ids=EXACT)
     @pytest_twisted.ensureDeferred
-    async def test_test_echo_gives_back_the_same_value(
-        self, juggler: JugglerCase, args: str
-    ) -> None:
+    async def test_test_echo_gives_back_what_it_got(self, juggler: JugglerCase, args: str) -> None:
         peer = await juggler.connect()
         res = await peer.answer(peer.send_call("test.echo", args), RES)
-        assert json.loads(res.args_text) == json.loads(args)
+        assert res.args_text == args
 
     @pytest.mark.parametrize("args", REFUSED.values(), ids=REFUSED)
     @pytest_twisted.ensureDeferred
