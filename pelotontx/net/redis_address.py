@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from OpenSSL.crypto import FILETYPE_PEM
 from OpenSSL.crypto import Error as OpenSSLError
@@ -50,6 +50,8 @@ FORMS: Final = (
 _REDIS_PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]@,]+))(?::([0-9]{1,5}))?")
+# RFC 3986, appendix B. Not urlsplit: what it takes for several hosts differs between Pythons.
+_PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?]*))?([^?]*)(?:\?(.*))?")
 _CERTIFICATE: Final = re.compile(
     rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
 )
@@ -215,31 +217,32 @@ class _Unusable(Exception):
 def _parse(url: str) -> RedisAddress | SentinelAddress | ClusterAddress:
     if not url.isprintable() or " " in url:
         raise _Unusable("it holds spaces or control characters")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise _Unusable("it is no URL") from None
-    if parts.fragment or url.endswith("#"):
+    if "#" in url:
         raise _Unusable("a # in a password is written %23")
-    scheme, _, kind = parts.scheme.partition("+")
-    login, _, hosts = parts.netloc.rpartition("@")
+    parts = _PARTS.fullmatch(url)
+    if parts is None:
+        raise _Unusable("it is no URL")
+    full_scheme, authority, path, query_text = (part or "" for part in parts.groups())
+    full_scheme = full_scheme.lower()
+    scheme, _, kind = full_scheme.partition("+")
+    login, _, hosts = authority.rpartition("@")
     is_tls = scheme == "rediss"
-    query = _Query(parts.query)
+    query = _Query(query_text)
     server = RedisAddress(**_login(login), tls=query.tls() if is_tls else None)
     result: RedisAddress | SentinelAddress | ClusterAddress
-    if parts.scheme == "unix":
-        result = _unix(server, hosts, parts.path, query)
+    if full_scheme == "unix":
+        result = _unix(server, hosts, path, query)
     elif scheme not in ("redis", "rediss"):
         raise _Unusable("its scheme is unknown")
     elif kind == "sentinel":
-        result = _sentinel(server, hosts, parts.path, query)
+        result = _sentinel(server, hosts, path, query)
     elif kind == "cluster":
-        result = _cluster(server, hosts, parts.path)
+        result = _cluster(server, hosts, path)
     elif kind:
         raise _Unusable("its scheme is unknown")
     else:
         (found,) = _hosts(server, hosts, _REDIS_PORT, most=1)
-        result = replace(found, db=_db(parts.path.removeprefix("/")))
+        result = replace(found, db=_db(path.removeprefix("/")))
     query.must_be_empty()
     return result
 
