@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_twisted
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
-from tests.support.brokers import KINDS, World
+from tests.support.kinds import KINDS
 from tests.support.redis_farm import redis_cluster, sentinel_trio
+
+if TYPE_CHECKING:
+    from tests.support.brokers import World
 
 __all__ = ["redis_cluster", "sentinel_trio"]
 
@@ -89,7 +92,9 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 
 async def _world(kind: str) -> AsyncIterator[World]:
-    from twisted.internet import reactor
+    from twisted.internet import reactor  # as above
+
+    from tests.support.brokers import World
 
     world = World(reactor, kind)
     await world.start()

@@ -14,7 +14,8 @@ from pelotontx.flow import later
 from pelotontx.wire.juggler import calls_key, results_key
 from pelotontx.wire.slots import key_slot
 from tests.support.broker_case import echo, run_echo, take
-from tests.support.brokers import KINDS, Node, Peer, World
+from tests.support.brokers import Node, Peer, World
+from tests.support.kinds import KINDS
 from tests.support.redis_farm import Node as RedisNode
 from tests.support.redis_farm import RedisCluster
 from tests.support.redis_fronts import ClusterServer, settled

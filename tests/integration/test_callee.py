@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from pelotontx.backend.callee import Callee
 from pelotontx.errors import CallFailed
-from tests.support.brokers import KINDS, Peer, World
+from tests.support.brokers import Peer, World
+from tests.support.kinds import KINDS
 from tests.support.programs import PelotonServer, Program
 from tests.support.servers import RedisServer, eventually, redis_binary
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +17,6 @@ from pelotontx.errors import BrokerError
 from pelotontx.net.wheel import Wheel
 from tests.support.redis_fronts import ClusterServer, TrioServer
 from tests.support.servers import RedisServer, eventually, redis_binary, valkey_binary
-
-KINDS = ["memory", "valkey", "redis"]
-if os.environ.get("PELOTON_TEST_REACTOR", "peloton") == "peloton":
-    KINDS += ["sentinel", "cluster"]  # on other reactors they would tell nothing new
 
 
 def store_result(source: BrokerCallee, call: IncomingCall, args: bytes) -> Deferred[Any]:
