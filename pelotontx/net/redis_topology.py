@@ -105,6 +105,8 @@ class Topology:
                 if self._is_stopped:
                     raise
                 self._log.failure("A slot map could not be used")
+            if self._is_stopped:  # a cancelled look may end as one that found nobody
+                return
             await deferLater(self._reactor, random.uniform(*_LEAST_S))
             if not self._is_wanted:
                 await self._rest()
