@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
 from pelotontx.errors import BrokerUnavailable
 from pelotontx.net.redis import ResponseError, SubscriberConnection
-from pelotontx.net.redis_client import RedisClient
+from pelotontx.net.redis_client import RedisClient, redis_client
 from pelotontx.net.redis_script import Script
 from pelotontx.wire.slots import key_slot
 from tests.support.certificates import Authority
@@ -56,6 +58,19 @@ set_both = Script(
 
 
 append = Script(b"return redis.call('APPEND', KEYS[1], ARGV[1])")
+
+
+class TestStop:
+    @pytest_twisted.ensureDeferred
+    async def test_a_stop_ends_a_look_that_nobody_has_answered(self) -> None:
+        """What it leaves in the reactor, a later look too, fails the test at its end."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client = redis_client(reactor, f"redis+cluster://127.0.0.1:{silent.getsockname()[1]}")
+            client.start()
+            silent.settimeout(10)
+            asked, _ = await deferToThread(silent.accept)
+            with asked:
+                await client.stop()
 
 
 class TestSlots:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from tests.support.servers import system_binary
 SLOTS = 16384
 
 
-class _Farm:
+class _Farm(ABC):
     """What both kinds have in common: build, hand out, end."""
 
     def __init__(self, reactor: Any) -> None:
@@ -46,15 +47,17 @@ class _Farm:
         self._is_built = False
 
     @property
+    @abstractmethod
     def _all(self) -> list[Node]:
-        raise NotImplementedError
+        """Every server."""
 
+    @abstractmethod
     async def _build(self) -> None:
-        raise NotImplementedError
+        """Starts all servers and makes one farm of them."""
 
+    @abstractmethod
     async def is_whole(self) -> bool:
         """Whether it is as it was when it was built."""
-        raise NotImplementedError
 
     async def prepare(self) -> None:
         """Makes it whole and empty."""
@@ -73,9 +76,9 @@ class _Farm:
         await until(self._reactor, self.is_whole, timeout_s=60)
         self._is_built = True
 
+    @abstractmethod
     async def flush(self) -> None:
         """Removes all keys."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """Ends all servers, by kill -9, and removes their folder."""
