@@ -5,7 +5,7 @@ person who runs the server; `render_default` prints every key; `load_object` fin
 by its dotted name. The keys are defined in `sections`, what their values look like in `values`.
 """
 
-from pelotontx.config.objects import load_object
+from pelotontx.config.objects import load_kind, load_object
 from pelotontx.config.reading import load
 from pelotontx.config.rendering import as_environment, render_default
 from pelotontx.config.sections import (
@@ -13,16 +13,13 @@ from pelotontx.config.sections import (
     CalleeConfig,
     ChannelConfig,
     Config,
-    HttpConfig,
     LogConfig,
-    PathsConfig,
     RpcConfig,
     ServerConfig,
     UriConfig,
-    WebConfig,
-    WebSocketConfig,
 )
 from pelotontx.config.values import parse_duration, parse_size, without_password
+from pelotontx.config.web_sections import HttpConfig, PathsConfig, WebConfig, WebSocketConfig
 
 __all__ = [
     "BrokerConfig",
@@ -39,6 +36,7 @@ __all__ = [
     "WebSocketConfig",
     "as_environment",
     "load",
+    "load_kind",
     "load_object",
     "parse_duration",
     "parse_size",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 from types import ModuleType
+from typing import TypeVar
 
 from pelotontx.config.values import shown
 from pelotontx.errors import ConfigError
+
+_Kind = TypeVar("_Kind")
 
 
 def load_object(dotted: str, key: str) -> object:
@@ -36,6 +39,20 @@ def load_object(dotted: str, key: str) -> object:
             near = difflib.get_close_matches(name, dir(found), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(key, reason + hint) from None
+    return found
+
+
+def load_kind(dotted: str, key: str, kind: type[_Kind]) -> _Kind:
+    """`load_object` of something that must be a `kind`.
+
+    Raises:
+        ConfigError: as there, or an object of another type.
+    """
+    found = load_object(dotted, key)
+    if not isinstance(found, kind):
+        raise ConfigError(
+            key, f"{dotted!r} is a {type(found).__name__}; a pelotontx {kind.__name__} is needed"
+        )
     return found
 
 

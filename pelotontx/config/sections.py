@@ -1,4 +1,4 @@
-"""Every section and key of the configuration: the one place where they are defined.
+"""Every section and key of the configuration; those for browsers are in `web_sections`.
 
 A field's metadata holds its `Key`: kind and range, default as it is written in TOML, help with the
 reason of a limit. Loading, overriding, the default configuration and the errors all come from it.
@@ -13,7 +13,6 @@ from typing import Any
 
 from pelotontx.config.keys import Key, inherited, key, keys, required, wait
 from pelotontx.config.texts import (
-    APPLICATION,
     BROKER_URL,
     ENDPOINTS,
     GATEWAY,
@@ -21,11 +20,10 @@ from pelotontx.config.texts import (
     NAME,
     NETWORKS,
     OBJECT,
-    ORIGINS,
     PUBSUB_URL,
-    URL_PATH,
 )
 from pelotontx.config.values import Choice, Duration, Flag, Integer, Size
+from pelotontx.config.web_sections import HttpConfig, PathsConfig, WebConfig, WebSocketConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,158 +113,6 @@ class BrokerConfig:
         Integer(0, 100_000_000),
         "Results that may wait for one server process, and so the calls that it has in flight: "
         "further ones are refused. A dead server does not fill the broker's memory; 0: no cap.",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpConfig:
-    """`[http]`."""
-
-    request_line_limit_bytes: int = key(
-        "8190B",
-        Size("64B", "1MiB"),
-        "A request line. Longer: 414; patterns of routes run over the path, so it is bounded.",
-        at_most="http.head_limit",
-    )
-    field_limit_bytes: int = key(
-        "8190B",
-        Size("64B", "1MiB"),
-        "One header field. Longer: 431; a head is kept in memory until it is complete.",
-        at_most="http.head_limit",
-    )
-    head_limit_bytes: int = key(
-        "16KiB",
-        Size("64B", "16MiB"),
-        "The whole head of a request. Longer: 431; it is what a stranger can make us keep.",
-    )
-    fields_limit: int = key(
-        100,
-        Integer(1, 10_000),
-        "Header fields of a request. More: 431; each costs a parser's turn and an object.",
-    )
-    head_timeout_s: float = wait(
-        "10s",
-        "A head must be complete within this time, however steadily it drips: 408. Against "
-        "clients that hold connections open with unfinished requests.",
-    )
-    body_limit_bytes: int = key(
-        "1MiB",
-        Size("0B", "1024GiB"),
-        "A request's body. Larger: 413; bodies are held in memory.",
-    )
-    body_idle_timeout_s: float = wait(
-        "30s", "A body of which nothing comes for this time: 408. Its sender is gone."
-    )
-    body_rate_bytes: int = key(
-        "1KiB",
-        Size("0B", "1GiB"),
-        "A body must come with at least so many bytes a second on average: 408. Against bodies "
-        "that drip; 0: any rate.",
-    )
-    body_rate_grace_s: float = key(
-        "10s",
-        Duration("0s", "1h"),
-        "body_rate is asked for after this time only, so that a slow start is forgiven.",
-    )
-    write_idle_timeout_s: float = wait(
-        "30s",
-        "A response of which the client takes nothing for this time is aborted: it would hold "
-        "its buffer for ever.",
-    )
-    write_buffer_limit_bytes: int = key(
-        "1MiB",
-        Size("4KiB", "1GiB"),
-        "Bytes of responses that wait for one client. Past it the connection is aborted or its "
-        "source paused: what is not read must not fill our memory.",
-    )
-    idle_timeout_s: float = wait(
-        "15s",
-        "A kept-alive connection without a request is closed after this time: it holds a file "
-        "descriptor that another client may need.",
-    )
-    requests_limit: int = key(
-        1000,
-        Integer(1, 1_000_000_000),
-        "Requests of one connection, which is then closed after the answer: clients spread "
-        "again over the servers behind a balancer.",
-    )
-    pipeline_limit_bytes: int = key(
-        "16KiB",
-        Size("1KiB", "16MiB"),
-        "Bytes of pipelined requests that may wait behind one that is being answered. Past it "
-        "nothing more is read until the answer is made.",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebSocketConfig:
-    """`[websocket]`."""
-
-    message_limit_bytes: int = key(
-        "64KiB",
-        Size("128B", "256MiB"),
-        "A message from a client, all fragments together. Larger: close 1009; it is held in "
-        "memory and decoded in one go.",
-    )
-    fragments_limit: int = key(
-        1024,
-        Integer(1, 1_000_000),
-        "Fragments of one message. More: close 1009; empty ones cost time and pass every limit "
-        "on bytes.",
-    )
-    frame_rate: int = key(
-        2000,
-        Integer(0, 100_000_000),
-        "Pings, pongs and fragments a second of one connection. Past it: close 1008; they pass by "
-        "rpc.message_rate and cost as much as messages; 0: any rate.",
-    )
-    deflate: bool = key(
-        False,
-        Flag(),
-        "Take the offer of clients to compress messages (permessage-deflate, without context "
-        "takeover). Saves network and costs time: a compressed message takes several times the "
-        "work of a plain one.",
-    )
-    deflate_from_bytes: int = key(
-        "256B",
-        Size("0B", "1GiB"),
-        "Messages of ours below this length go uncompressed: they would hardly get shorter.",
-    )
-    origins: tuple[str, ...] = key(
-        [],
-        ORIGINS,
-        "Origins whose pages may connect besides our own. Any other page in a user's browser "
-        "could else act in that user's name.",
-    )
-    allow_empty_subprotocol: bool = key(
-        False,
-        Flag(),
-        "Take clients that offer no juggler.0 subprotocol, as old ones do.",
-    )
-    ping_interval_s: float = wait(
-        "25s",
-        "A ping is sent after about this time (20 % more or less, so that clients spread). Keeps "
-        "connections through proxies that cut idle ones after 30 s.",
-    )
-    pong_timeout_s: float = wait(
-        "10s", "A ping not answered in this time closes the connection: the client is gone."
-    )
-    open_timeout_s: float = wait(
-        "5s", "The opening handshake must be complete within this time.", most="5m"
-    )
-    close_timeout_s: float = wait(
-        "2s",
-        "A client has this time to answer a close frame; then the connection is aborted.",
-        most="5m",
-    )
-    outbound_limit_bytes: int = key(
-        "1MiB",
-        Size("1KiB", "1GiB"),
-        "Bytes that wait for one client, results and events together. Past it: close 4008, slow "
-        "consumer; one who does not read must not fill our memory.",
-    )
-    slow_message_threshold_s: float = wait(
-        "100ms", "Messages that take longer to handle are counted as slow in the metrics."
     )
 
 
@@ -402,31 +248,6 @@ class ChannelConfig:
 
     glob: str = required("room.*", GLOB, "The channels.")
     args_limit_bytes: int | None = inherited("rpc.args_limit", RpcConfig, "The args of an event.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathsConfig:
-    """`[paths]`."""
-
-    websocket: str = key("/ws", URL_PATH, "The WebSocket for calls, events and publishing.")
-    health: str = key("/health", URL_PATH, "Whether the server and its broker are well, JSON.")
-    metrics: str = key("/metrics", URL_PATH, "Metrics in Prometheus' format.")
-    debug_vars: str = key(
-        "/debug/vars", URL_PATH, "Counters under juggler's names, for juggler's tools, JSON."
-    )
-    client: str = key("/peloton.js", URL_PATH, "The client for browsers, an ES module.")
-    demo: str = key("/", URL_PATH, "The demo page, served while web.app names no application.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebConfig:
-    """`[web]`."""
-
-    app: str = key(
-        "",
-        APPLICATION,
-        "Your web application, a pelotontx.web.app.App; empty: none, the demo is served.",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,7 @@ from pelotontx.backend.callee import Callee, CalleeService
 from pelotontx.backend.supervisor import Supervisor
 from pelotontx.broker.hub import Hub
 from pelotontx.broker.interface import Broker
-from pelotontx.config import CalleeConfig, Config, as_environment, load_object
-from pelotontx.demo import page
-from pelotontx.errors import ConfigError
+from pelotontx.config import CalleeConfig, Config, as_environment, load_kind
 from pelotontx.flow import later
 from pelotontx.gateway import juggler
 from pelotontx.net.embedded import EmbeddedValkey
@@ -53,7 +51,7 @@ from pelotontx.services.watch import (
     watch_health,
     watch_metrics,
 )
-from pelotontx.web.app import App
+from pelotontx.services.web import application
 from pelotontx.web.app import Request as WebRequest
 
 _log = Logger(namespace="pelotontx")
@@ -162,7 +160,13 @@ class _Builder:
         self.health = health.Health(reactor, version=pelotontx.__version__)
         self.metrics = metrics.Metrics(reactor)
         self.debug_vars = debug_vars.DebugVars(shown_command_line(sys.argv))
-        self.app = self._app()
+        self.app = application(
+            config,
+            websockets=self.websockets,
+            health_state=self.health,
+            metrics_registry=self.metrics,
+            variables=self.debug_vars,
+        )
         self.http = HTTPFactory(
             self.app.handle,
             wheel=self.wheel,
@@ -283,7 +287,7 @@ class _Builder:
         limits = juggler_limits(config.rpc, config.websocket)
         gateway = None
         if config.rpc.gateway:
-            gateway = _object(config.rpc.gateway, "rpc.gateway", juggler.Gateway)
+            gateway = load_kind(config.rpc.gateway, "rpc.gateway", juggler.Gateway)
         return juggler.JugglerEndpoint(
             hub=self.hub,
             clock=self.reactor,
@@ -296,33 +300,12 @@ class _Builder:
             gateway=gateway,
         )
 
-    def _app(self) -> App:
-        paths = self.config.paths
-        app = App(development=self.config.server.development)
-        if paths.websocket:
-            app.include(juggler.routes(paths.websocket, self.websockets))
-        if paths.client:
-            app.include(juggler.client_routes(paths.client))
-        if paths.health:
-            app.include(health.routes(paths.health, self.health))
-        if paths.metrics:
-            app.include(metrics.routes(paths.metrics, self.metrics))
-        if paths.debug_vars:
-            app.include(debug_vars.routes(paths.debug_vars, self.debug_vars))
-        if self.config.web.app:
-            app.include(_object(self.config.web.app, "web.app", App))
-        elif paths.demo:
-            app.include(
-                page.routes(paths.demo, websocket_path=paths.websocket, client_path=paths.client)
-            )
-        return app
-
     def _callee(self, index: int, config: CalleeConfig) -> IService:
         name = f"callee[{index}]"
         if config.processes:
             return self._callee_processes(name, config)
         service = CalleeService(
-            _object(config.object, f"{name}.object", Callee),
+            load_kind(config.object, f"{name}.object", Callee),
             self.broker.callee,
             clock=self.reactor,
             concurrency=config.concurrency,
@@ -362,15 +345,6 @@ class _Builder:
         )
         self.watched.processes[name, config.object] = supervisor.state
         return supervisor
-
-
-def _object(dotted: str, key: str, kind: type[Any]) -> Any:
-    found = load_object(dotted, key)
-    if not isinstance(found, kind):
-        raise ConfigError(
-            key, f"{dotted!r} is a {type(found).__name__}; a pelotontx {kind.__name__} is needed"
-        )
-    return found
 
 
 def _shown(port: IListeningPort, description: str) -> str:
