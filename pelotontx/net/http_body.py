@@ -1,0 +1,157 @@
+"""A request's body while it arrives: an async iterator with backpressure.
+
+A connection (HTTP/1.1 or an HTTP/2 stream) feeds a `RequestBody`; one handler reads it. What nobody
+has read is bounded: past `HIGH_BYTES` the connection stops reading its peer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from pelotontx.errors import LocalProtocolError
+from pelotontx.wire.http import RefusedRequest
+
+#: Unread bytes past which the peer is not read any more: two reads of a socket.
+HIGH_BYTES = 128 * 1024
+
+
+class Source(Protocol):
+    """The connection, as a body sees it."""
+
+    def body_wanted(self) -> None:
+        """Somebody waits for the body: a peer that waits for 100 (Continue) may send it."""
+
+    def pause_body(self) -> None:
+        """Enough is unread."""
+
+    def resume_body(self) -> None:
+        """More may come."""
+
+
+class RequestBody:
+    """The body of one request: ``async for piece in body``, once, by one reader.
+
+    Args:
+        source: paused while too much is unread; None for a body that is there already.
+        length: the announced bytes; None if they come in chunks.
+        limit_bytes: past it reading raises `RefusedRequest` with 413.
+
+    Attributes:
+        length: the announced bytes, or None.
+        limit_bytes: may be changed before the first piece is read; an upload's route does.
+        received: bytes so far.
+        is_complete: all of it has been received; some may still be unread.
+    """
+
+    __slots__ = (
+        "_failure",
+        "_is_paused",
+        "_pieces",
+        "_source",
+        "_unread",
+        "_waiting",
+        "is_complete",
+        "length",
+        "limit_bytes",
+        "received",
+    )
+
+    def __init__(self, source: Source | None, length: int | None, *, limit_bytes: int) -> None:
+        self._source = source
+        self.length = length
+        self.limit_bytes = limit_bytes
+        self.received = 0
+        self.is_complete = False
+        self._pieces: deque[bytes] = deque()
+        self._unread = 0
+        self._is_paused = False
+        self._waiting: Deferred[None] | None = None
+        self._failure: Exception | None = None
+
+    @classmethod
+    def of(cls, data: bytes) -> RequestBody:
+        """A body that is there already."""
+        body = cls(None, len(data), limit_bytes=len(data))
+        body.feed(data)
+        body.end()
+        return body
+
+    # For the connection.
+
+    def feed(self, data: bytes) -> None:
+        """Appends what was received; asks the source to pause when too much is unread."""
+        if not data or self._failure is not None:
+            return
+        self.received += len(data)
+        self._unread += len(data)
+        self._pieces.append(data)
+        if self._unread > HIGH_BYTES and not self._is_paused and self._source is not None:
+            self._is_paused = True
+            self._source.pause_body()
+        self._wake()
+
+    def end(self) -> None:
+        """All was received."""
+        self.is_complete = True
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come: who reads gets `error`, after what was received."""
+        self._failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(None)
+
+    # For the handler.
+
+    def __aiter__(self) -> RequestBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece, of any size but 0.
+
+        Cancelling is safe: nothing is lost.
+
+        Raises:
+            RefusedRequest: 413 past the limit, 400 for a malformed body, 408 for a slow one.
+            LocalProtocolError: somebody reads it already.
+        """
+        limit = self.limit_bytes
+        if self.received > limit or (self.length or 0) > limit:
+            raise RefusedRequest(413, "body too large")
+        while not self._pieces:
+            if self._failure is not None:
+                raise self._failure
+            if self.is_complete:
+                raise StopAsyncIteration
+            await self._more()
+            if self.received > limit:
+                raise RefusedRequest(413, "body too large")
+        piece = self._pieces.popleft()
+        self._unread -= len(piece)
+        if self._is_paused and self._unread <= HIGH_BYTES // 2:
+            self._is_paused = False
+            assert self._source is not None
+            self._source.resume_body()
+        return piece
+
+    async def _more(self) -> None:
+        if self._waiting is not None:
+            raise LocalProtocolError("the body is read by somebody else")
+        waiting = self._waiting = Deferred(self._forget)
+        if self._source is not None:
+            self._source.body_wanted()
+        await waiting
+
+    def _forget(self, _: Deferred[None]) -> None:
+        self._waiting = None
+
+    async def read(self) -> bytes:
+        """All of it, up to `limit_bytes`; raises as `__anext__`."""
+        return b"".join([piece async for piece in self])
