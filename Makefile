@@ -33,7 +33,7 @@ run: $(VENV)/.installed
 		--listen tcp:$(PORT):interface=127.0.0.1
 
 debian:
-	tests/install-debian-packages redis-server chromium nodejs
+	tests/install-debian-packages redis-server chromium nodejs nghttp2-client curl openssl
 
 test: debian $(VENV)/.tests
 	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/integration
@@ -68,6 +68,7 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/rpc.py
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/upload.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

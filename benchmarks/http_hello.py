@@ -52,7 +52,7 @@ def serve_ours(port: int) -> None:
     from pelotontx.net.http import HTTPFactory, Response
     from pelotontx.net.tcp import listen
     from pelotontx.net.wheel import Wheel
-    from pelotontx.web.app import App, Request
+    from pelotontx.web import App, Request
 
     app = App()
     for number in range(49):

@@ -175,7 +175,7 @@ def peer_python(*packages: str) -> str:
     """An interpreter that has the packages of peers: this one, or one of a venv made for them."""
     if all(importlib.util.find_spec(package) for package in packages):
         return sys.executable
-    home = Path(tempfile.gettempdir()) / f"pelotontx-benchmark-{'-'.join(sorted(packages))}"
+    home = Path(tempfile.gettempdir()) / f"benchmark-pelotontx-{'-'.join(sorted(packages))}"
     python = home / "bin" / "python"
     if not python.exists():
         venv.create(home, with_pip=True)

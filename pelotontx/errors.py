@@ -13,6 +13,9 @@ PelotonError
 │   ├── CallExpired(uri)              its time is over and no result came
 │   └── CallFailed(payload)           the callee answered with an error
 │       └── InvalidArguments(message) the function was not run: its arguments are wrong
+├── TimedOut(timeout_s)               a wait was cut off; also a TimeoutError
+├── StreamClosed                      nothing more can be put into a stream
+├── TruncatedFile                     a file became shorter while it was sent
 ├── Disconnected(reason, close_code)  no connection; what was in flight may or may not have happened
 └── SlowConsumer(limit_bytes)         a peer does not read what it is sent
 """
@@ -136,6 +139,26 @@ class InvalidArguments(CallFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__({"message": message, "code": 400})
+
+
+class TimedOut(PelotonError, TimeoutError):
+    """Something took longer than it was given.
+
+    Attributes:
+        timeout_s: what it was given.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"not done within {timeout_s:g} s")
+        self.timeout_s = timeout_s
+
+
+class StreamClosed(PelotonError):
+    """Nothing more can be put into a stream."""
+
+
+class TruncatedFile(PelotonError):
+    """A file is shorter than it was when its length was announced: the answer cannot be whole."""
 
 
 class Disconnected(PelotonError):

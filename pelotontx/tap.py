@@ -9,8 +9,11 @@ from __future__ import annotations
 import atexit
 import os
 import resource
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 if "twisted.internet.reactor" not in sys.modules:
@@ -20,7 +23,6 @@ if "twisted.internet.reactor" not in sys.modules:
 
 from twisted.application.service import IService, MultiService
 from twisted.internet import reactor
-from twisted.internet.error import CannotListenError
 from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.components import Componentized
@@ -73,18 +75,20 @@ class Options(usage.Options):
         sys.exit(0)
 
     def postOptions(self) -> None:
-        """Loads the configuration and the user's code: what is wrong shows before twistd forks."""
+        """Loads the configuration: what is wrong with it shows before twistd forks."""
+        try:
+            self["loaded"] = self.load()
+        except ConfigError as error:
+            _exit(str(error))
+
+    def load(self) -> configuration.Config:
+        """The configuration, read now; raises `ConfigError`."""
         overrides: dict[str, Any] = {}
         if self["listen"]:
             overrides["server.listen"] = self["listen"]
         if self["broker"]:
             overrides["broker.url"] = self["broker"]
-        try:
-            self["loaded"] = configuration.load(
-                self["config"], environ=os.environ, overrides=overrides
-            )
-        except ConfigError as error:
-            _exit(str(error))
+        return configuration.load(self["config"], environ=os.environ, overrides=overrides)
 
 
 def _exit(line: str) -> NoReturn:
@@ -101,13 +105,26 @@ def makeService(options: Options) -> IService:
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        server = services.build(
-            config, reactor=reactor, on_failure=_start_failed, on_stopping=end_at_next_signal
+        server = _build(options)(
+            config,
+            reactor=reactor,
+            on_failure=partial(_start_failed, options),
+            on_stopping=end_at_next_signal,
         )
     except ConfigError as error:
-        _exit(str(error))
+        _exit(_located(error, options))
+    _refresh_on_hangup(server)
     spare_collector()
     return _Logged(server, config.log) if _logs_to_terminal(options) else server
+
+
+def _build(options: Options) -> Callable[..., services.Server]:
+    """In development, on a terminal: with what starts the server again when a file has changed."""
+    parent = getattr(options, "parent", None) or {}
+    if options["loaded"].server.development and parent.get("nodaemon"):
+        files = [os.path.abspath(options["config"])] if options["config"] else []
+        return partial(services.build_reloading, files=files, check=options.load)
+    return services.build
 
 
 def _raise_descriptor_limit(wanted: int) -> None:
@@ -139,14 +156,36 @@ class _Logged(MultiService):
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
 
-def _start_failed(error: BaseException) -> None:
+def _refresh_on_hangup(server: services.Server) -> None:
+    """SIGHUP: certificates are loaded anew, and the access log's file is opened anew.
+
+    On a terminal it means, as ever, that the terminal was closed.
+    """
+    if not os.isatty(0):
+        signal.signal(
+            signal.SIGHUP,
+            lambda *_: reactor.callFromThread(server.refresh),  # type: ignore[attr-defined]
+        )
+
+
+def _located(error: ConfigError, options: Options) -> str:
+    """An error of a listener, which is found when everything is read, with where it was written."""
+    if options["config"] is None or not error.path.startswith(("listener[", "server.listen[")):
+        return str(error)
+    if options["listen"] and error.path.startswith("server."):
+        return f"--listen: {error}"
+    return f"{options['config']}: {error}"
+
+
+def _start_failed(options: Options, error: BaseException) -> None:
     """A server that cannot start ends, with one line and exit status 1."""
-    if isinstance(error, (CannotListenError, ConfigError)):
-        print(f"peloton: {error}", file=sys.stderr)
+    if isinstance(error, ConfigError):
+        print(f"peloton: {_located(error, options)}", file=sys.stderr)
     else:
         _log.failure("The server cannot start")
     atexit.register(_exit_with_failure)
-    reactor.stop()
+    # It may not run yet: without a broker to be waited for, all is started before it is.
+    reactor.callWhenRunning(reactor.stop)
 
 
 def _exit_with_failure() -> None:

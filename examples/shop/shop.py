@@ -1,7 +1,7 @@
 """A small application: two pages and two functions, served by `peloton.toml` beside it."""
 
 from pelotontx.backend.callee import Callee
-from pelotontx.web.app import App, Request
+from pelotontx.web import App, Request
 
 PRICES = {"apple": 30, "pear": 45}
 

@@ -46,10 +46,10 @@ from twisted.python.failure import Failure
 from pelotontx.backend.results import Results
 from pelotontx.backend.signature import Function, Signature, is_asynchronous, read_signature
 from pelotontx.backend.taking import Taker
-from pelotontx.backend.threads import ThreadPool
 from pelotontx.broker.interface import Callee as BrokerCallee
 from pelotontx.broker.interface import IncomingCall
 from pelotontx.errors import CallFailed, InvalidArguments, LocalProtocolError
+from pelotontx.net.threads import ThreadPool
 from pelotontx.net.wheel import Timer, Wheel
 from pelotontx.wire import juggler
 

@@ -11,7 +11,7 @@ Payloads are encoded JSON (bytes) that a broker carries and never reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -173,6 +173,75 @@ class PubSub(Part, Protocol):
         ...
 
 
+class SessionStore(Protocol):
+    """Sessions: fields by name, each encoded by `pelotontx.wire.session.encode_value`.
+
+    It needs no start of its own: it is there while its broker is. Everything fails with
+    `BrokerUnavailable`; what was asked for then may or may not have happened. Cancelling only stops
+    waiting.
+    """
+
+    def load(
+        self, session_id: str, *, life_ms: int, slack_ms: int
+    ) -> Deferred[dict[str, bytes] | None]:
+        """The fields; None if there is no such session, or no longer.
+
+        Args:
+            session_id: whose.
+            life_ms: how long it may live from now on. It is not written with each load, but
+                when the session would end more than `slack_ms` earlier.
+            slack_ms: see there.
+        """
+        ...
+
+    def save(
+        self,
+        session_id: str,
+        changed: Mapping[str, bytes],
+        removed: Sequence[str] = (),
+        *,
+        life_ms: int,
+        is_new: bool = False,
+    ) -> Deferred[bool]:
+        """Writes some fields and leaves the others as they are, in one step.
+
+        Args:
+            session_id: whose.
+            changed: fields to set.
+            removed: fields to remove; a session without fields is none.
+            life_ms: how long it may live from now on.
+            is_new: whether it may begin with this.
+
+        Returns:
+            A Deferred of False if the session was to exist and does not: it has ended meanwhile,
+            and nothing was written.
+        """
+        ...
+
+    def move(
+        self,
+        session_id: str,
+        new_id: str,
+        changed: Mapping[str, bytes],
+        removed: Sequence[str] = (),
+        *,
+        life_ms: int,
+    ) -> Deferred[bool]:
+        """Gives a session another id, and saves as `save` does; the old id is dead.
+
+        If the session has ended meanwhile, the new one consists of `changed`. Should it fail half
+        way, the session is over: it is never to be found under both ids.
+
+        Returns:
+            A Deferred of whether there is a session now: not if it would have no field.
+        """
+        ...
+
+    def delete(self, session_id: str) -> Deferred[None]:
+        """Ends a session, if there is one."""
+        ...
+
+
 class Broker(Part, Protocol):
     """A broker: what its parts share, and the parts, each started by whoever uses it."""
 
@@ -184,6 +253,11 @@ class Broker(Part, Protocol):
     @property
     def pubsub(self) -> PubSub:
         """Events."""
+        ...
+
+    @property
+    def sessions(self) -> SessionStore:
+        """Sessions of web applications."""
         ...
 
     def callee(self) -> Callee:

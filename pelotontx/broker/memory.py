@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from pelotontx.broker.interface import CallStored, History, IncomingCall, Position, ResultStored
+from pelotontx.broker.memory_sessions import MemorySessions
 from pelotontx.errors import BrokerUnavailable, CallExpired, HistoryUnsupported, QueueFull
 from pelotontx.wire.glob import glob_match
 
@@ -23,7 +24,7 @@ _CAP_SWEEP_S: Final = 1.0
 
 
 class MemoryBroker:
-    """Calls, results and events in this process: a `pelotontx.broker.interface.Broker`.
+    """Calls, results, events and sessions in this process: a `pelotontx.broker.interface.Broker`.
 
     Args:
         clock: keeps time, and delivers results and events in a later turn, as a network does.
@@ -47,6 +48,7 @@ class MemoryBroker:
         self._globs: dict[str, dict[MemoryPubSub, None]] = {}
         self.caller = MemoryCaller(self, clock)
         self.pubsub = MemoryPubSub(self)
+        self.sessions = MemorySessions(clock)
 
     @property
     def waiting_calls(self) -> int:
@@ -65,6 +67,7 @@ class MemoryBroker:
     def stop(self) -> Deferred[None]:
         """Forgets everything."""
         self._calls.clear()
+        self.sessions.stop()
         if self._sweep_call is not None:
             self._sweep_call.cancel()
             self._sweep_call = None

@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from pelotontx.broker.interface import CallStored
 from pelotontx.broker.redis_callee import RedisCallee
 from pelotontx.broker.redis_events import RedisPubSub
+from pelotontx.broker.redis_sessions import RedisSessions
 from pelotontx.broker.redis_store import Store
 from pelotontx.errors import RemoteProtocolError
 from pelotontx.net.redis import RedisConnection, Reply, ignore_reply
@@ -36,7 +37,7 @@ _SERVED_LIMIT: Final = 1000
 
 
 class RedisBroker:
-    """Calls, results and events on one Redis: a `pelotontx.broker.interface.Broker`.
+    """Calls, results, events and sessions on one Redis: a `pelotontx.broker.interface.Broker`.
 
     Args:
         reactor: connects and keeps time.
@@ -68,6 +69,7 @@ class RedisBroker:
         store = Store(reactor, self._client, cap=call_cap)
         self.caller = RedisCaller(reactor, self._client, store, block_s=self._block_s)
         self.pubsub = RedisPubSub(self._client)
+        self.sessions = RedisSessions(self._client)
 
     def callee(self) -> RedisCallee:
         """A new callee side, with connections of its own."""

@@ -29,13 +29,14 @@ _RECENT_LIMIT: Final = 256
 LIST_LIFE_MS: Final = 120_000
 
 
-def _script(name: str) -> Script:
+def packaged_script(name: str) -> Script:
+    """The Lua file of that name beside this module."""
     return Script(files(__package__).joinpath(name).read_bytes())
 
 
-store_script: Final = _script("store.lua")
-claim_script: Final = _script("claim.lua")
-restore_script: Final = _script("restore.lua")
+store_script: Final = packaged_script("store.lua")
+claim_script: Final = packaged_script("claim.lua")
+restore_script: Final = packaged_script("restore.lua")
 
 
 def broker_error(reply: Reply) -> BrokerError:

@@ -5,6 +5,7 @@ person who runs the server; `render_default` prints every key; `load_object` fin
 by its dotted name. The keys are defined in `sections`, what their values look like in `values`.
 """
 
+from pelotontx.config.listener_sections import AccessLogConfig, ListenerConfig
 from pelotontx.config.objects import load_kind, load_object
 from pelotontx.config.reading import load
 from pelotontx.config.rendering import as_environment, render_default
@@ -19,18 +20,31 @@ from pelotontx.config.sections import (
     UriConfig,
 )
 from pelotontx.config.values import parse_duration, parse_size, without_password
-from pelotontx.config.web_sections import HttpConfig, PathsConfig, WebConfig, WebSocketConfig
+from pelotontx.config.web_sections import (
+    HttpConfig,
+    MountConfig,
+    PathsConfig,
+    SessionConfig,
+    UploadConfig,
+    WebConfig,
+    WebSocketConfig,
+)
 
 __all__ = [
+    "AccessLogConfig",
     "BrokerConfig",
     "CalleeConfig",
     "ChannelConfig",
     "Config",
     "HttpConfig",
+    "ListenerConfig",
     "LogConfig",
+    "MountConfig",
     "PathsConfig",
     "RpcConfig",
     "ServerConfig",
+    "SessionConfig",
+    "UploadConfig",
     "UriConfig",
     "WebConfig",
     "WebSocketConfig",

@@ -11,7 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NoReturn
 
@@ -29,6 +29,18 @@ _SETTABLE: dict[str, Key] = {
     if not section.repeated
     for key in section.keys.values()
 }
+MOUNT_KINDS = ("app", "resource", "wsgi", "asgi", "directory", "package")
+"""What a `[[mount]]` can be."""
+
+MOUNT_OPTIONS = {
+    "threads": ("wsgi",),
+    "queue": ("wsgi",),
+    "message_limit": ("asgi",),
+    "body_limit": ("resource", "wsgi", "asgi"),
+    "max_age": ("directory", "package"),
+}
+"""Which of them each of its options is for."""
+
 _VARIABLES = {f"{_PREFIX}{dotted.replace('.', '__').upper()}": dotted for dotted in _SETTABLE}
 
 
@@ -53,11 +65,13 @@ def load(
         reading.take_file(path)
     reading.take_environment(environ)
     reading.take_overrides(overrides or {})
-    config = reading.build(path)
+    config = reading.without_default_listener(reading.build(path))
     reading.check_order(config)
     reading.check_tables(config)
     reading.check_paths(config)
     reading.check_processes(config)
+    reading.check_listeners(config)
+    reading.check_mounts(config)
     return config
 
 
@@ -161,6 +175,12 @@ class _Reading:
                 raise ConfigError(f"{path}: {dotted}", reason)
         return section.cls(**values)
 
+    def without_default_listener(self, config: Config) -> Config:
+        """`[[listener]]` takes the place of what `server.listen` is when nobody has written it."""
+        if not config.listener or "server.listen" in self._given:
+            return config
+        return replace(config, server=replace(config.server, listen=()))
+
     def check_order(self, config: Config) -> None:
         """No key may pass the one that its definition names as `at_most`."""
         for dotted, key in _SETTABLE.items():
@@ -197,6 +217,46 @@ class _Reading:
             if callee.processes and config.broker.url == "memory:":
                 reason = "must be 0 while broker.url is memory:, which other processes cannot reach"
                 self._refuse(f"callee[{index}].processes", reason)
+
+    def check_listeners(self, config: Config) -> None:
+        """What a listener does must go together."""
+        for index, listener in enumerate(config.listener):
+            name = f"listener[{index}]"
+            if listener.certificate and listener.endpoint.startswith("ssl:"):
+                self._refuse(f"{name}.certificate", "the endpoint has one already: write tcp:")
+            if listener.private_key and len(listener.private_key) != len(listener.certificate):
+                count = len(listener.certificate)
+                self._refuse(f"{name}.private_key", f"must be one for each certificate ({count})")
+            if listener.client_ca and not listener.certificate:
+                self._refuse(f"{name}.client_ca", "needs a certificate beside it")
+            if listener.redirect and listener.certificate:
+                self._refuse(f"{name}.redirect", "this listener speaks https itself")
+
+    def check_mounts(self, config: Config) -> None:
+        """Each mount is one thing, at a path of its own, with options that mean something."""
+        paths: dict[str, str] = {}
+        for index, mount in enumerate(config.mount):
+            name = f"mount[{index}]"
+            kinds = [kind for kind in MOUNT_KINDS if getattr(mount, kind)]
+            if not kinds:
+                source = self._given[f"{name}.path"].source
+                raise ConfigError(
+                    f"{source}: {name}", f"must have exactly one of {', '.join(MOUNT_KINDS)}"
+                )
+            if len(kinds) > 1:
+                self._refuse(f"{name}.{kinds[1]}", f"must not stand beside {name}.{kinds[0]}")
+            for option, users in MOUNT_OPTIONS.items():
+                if kinds[0] not in users and self._differs("mount", index, option):
+                    self._refuse(f"{name}.{option}", f"is for {' and '.join(users)} only")
+            holder = paths.setdefault(mount.path.rstrip("/"), name)
+            if holder != name:
+                self._refuse(f"{name}.path", f"must differ from {holder}.path")
+
+    def _differs(self, section: str, index: int, name: str) -> bool:
+        """Whether a key of a table was given, as something else than what it is anyway."""
+        key = SECTIONS[section].keys[name]
+        given = self._given.get(f"{section}[{index}].{name}")
+        return given is not None and given.value != key.kind.read(key.default)
 
     def _refuse(self, dotted: str, reason: str) -> NoReturn:
         given = self._given[dotted]

@@ -43,6 +43,8 @@ def as_environment(config: Config) -> dict[str, str]:
         part = getattr(config, section_name)
         for key in section.keys.values():
             value = getattr(part, key.attribute)
+            if value == () and getattr(key.kind, "least", 0):
+                continue  # [[listener]] has taken the place of this default
             name = f"PELOTON_{section_name}__{key.name}".upper()
             variables[name] = value if isinstance(value, str) else _toml(value)
     return variables

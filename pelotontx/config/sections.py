@@ -12,6 +12,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from pelotontx.config.keys import Key, inherited, key, keys, required, wait
+from pelotontx.config.listener_sections import AccessLogConfig, ListenerConfig
 from pelotontx.config.texts import (
     BROKER_URL,
     ENDPOINTS,
@@ -20,10 +21,19 @@ from pelotontx.config.texts import (
     NAME,
     NETWORKS,
     OBJECT,
+    PROXIES,
     PUBSUB_URL,
 )
 from pelotontx.config.values import Choice, Duration, Flag, Integer, Size
-from pelotontx.config.web_sections import HttpConfig, PathsConfig, WebConfig, WebSocketConfig
+from pelotontx.config.web_sections import (
+    HttpConfig,
+    MountConfig,
+    PathsConfig,
+    SessionConfig,
+    UploadConfig,
+    WebConfig,
+    WebSocketConfig,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +80,18 @@ class ServerConfig:
         NETWORKS,
         "Addresses and networks without these two limits. Name your proxies and balancers here: "
         "all of their clients come from their address.",
+    )
+    proxies: tuple[str, ...] = key(
+        [],
+        PROXIES,
+        "Proxies whose word on a request's client, scheme and host counts. Others could make up "
+        "any address; \"unix\" stands for whoever comes by a UNIX socket.",
+    )
+    proxy_header: str = key(
+        "x-forwarded",
+        Choice(("x-forwarded", "forwarded")),
+        "The fields that these proxies write: X-Forwarded-For, -Proto and -Host, or Forwarded (RFC "
+        "7239). The others are not read: a proxy lets through what it does not know.",
     )
     node: str = key("", NAME, "This server's name in /health; empty: the host's name.")
 
@@ -306,6 +328,14 @@ class Config:
     server: ServerConfig = field(
         default_factory=ServerConfig, metadata=_help("The process and its listeners.")
     )
+    listener: tuple[ListenerConfig, ...] = field(
+        default=(),
+        metadata=_help(
+            "Listeners that server.listen cannot describe; any number. server.listen then counts "
+            "only if it is given too.",
+            repeated=ListenerConfig,
+        ),
+    )
     broker: BrokerConfig = field(
         default_factory=BrokerConfig, metadata=_help("What carries calls, results and events.")
     )
@@ -336,6 +366,23 @@ class Config:
         default_factory=PathsConfig, metadata=_help('What is served where; "" turns one off.')
     )
     web: WebConfig = field(default_factory=WebConfig, metadata=_help("Your HTTP code."))
+    mount: tuple[MountConfig, ...] = field(
+        default=(),
+        metadata=_help(
+            "Other applications and files under a path; any number, each with exactly one of app, "
+            "resource, wsgi, asgi, directory and package. [paths] come first, then mounts, the "
+            "longest path first, then web.app; a mount at / is the last.",
+            repeated=MountConfig,
+        ),
+    )
+    session: SessionConfig = field(
+        default_factory=SessionConfig,
+        metadata=_help("What your HTTP code remembers of a browser: request.session()."),
+    )
+    upload: UploadConfig = field(
+        default_factory=UploadConfig,
+        metadata=_help("Forms with files that your HTTP code reads: request.read_form()."),
+    )
     callee: tuple[CalleeConfig, ...] = field(
         default=(),
         metadata=_help(
@@ -343,6 +390,9 @@ class Config:
         ),
     )
     log: LogConfig = field(default_factory=LogConfig, metadata=_help("What is logged, and how."))
+    access_log: AccessLogConfig = field(
+        default_factory=AccessLogConfig, metadata=_help("A line for each answer over HTTP.")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

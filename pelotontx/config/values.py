@@ -293,6 +293,21 @@ class SecretText(Text):
 
 
 @dataclass(frozen=True, slots=True)
+class HiddenText(SecretText):
+    """A secret as a whole: errors show nothing of it."""
+
+    def _unusable(self, value: object) -> Unusable:
+        return Unusable(_hidden(value), self.allowed)
+
+
+def _hidden(value: object) -> str:
+    """What may be told of a secret."""
+    if isinstance(value, str):
+        return f"a string of {len(value)} characters"
+    return f"a value of type {type(value).__name__}"
+
+
+@dataclass(frozen=True, slots=True)
 class TextList(Kind):
     """Strings of one kind, kept as a tuple; as text a TOML array, or separated by commas."""
 
@@ -321,3 +336,30 @@ class TextList(Kind):
             except ValueError:
                 return text
         return [part.strip() for part in text.split(",")] if text else []
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenList(TextList):
+    """A `TextList` of `HiddenText`."""
+
+    secret: ClassVar[bool] = True
+
+    def _unusable(self, value: object) -> Unusable:
+        return Unusable(_hidden(value), self.allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOrMore(TextList):
+    """A `TextList` that takes a string by itself too, since there is hardly ever more than one."""
+
+    @property
+    def sort(self) -> str:
+        return f"{self.item.name} or list of {self.item.name}s"
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.item.wanted}, or a list of these"
+
+    def read(self, value: object) -> tuple[str, ...]:
+        # Without arguments super() does not know a class that has been made anew for its slots.
+        return TextList.read(self, [value] if isinstance(value, str) else value)

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pelotontx.config.keys import key, wait
-from pelotontx.config.texts import APPLICATION, ORIGINS, URL_PATH
+from pelotontx.config.keys import inherited, key, required, wait
+from pelotontx.config.texts import (
+    APPLICATION,
+    COOKIE_NAME,
+    FOLDER,
+    MOUNT_PATH,
+    ORIGINS,
+    PACKAGE,
+    SECRET,
+    SECRETS,
+    URL_PATH,
+)
 from pelotontx.config.values import Duration, Flag, Integer, Size
 
 
@@ -162,6 +172,50 @@ class WebSocketConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """`[session]`."""
+
+    secret: str = key(
+        "",
+        SECRET,
+        "Signs the cookies of sessions: the same for all servers on one broker, best given as "
+        "PELOTON_SESSION__SECRET. Empty: a random one, so that sessions end with this process and "
+        "no other server knows them.",
+    )
+    old_secrets: tuple[str, ...] = key(
+        [],
+        SECRETS,
+        "Secrets of before: cookies that they have signed are still good. After a change of secret "
+        "the old one belongs here for as long as lifetime says.",
+    )
+    idle_timeout_s: float = wait(
+        "30m",
+        "A session that no request asked for in this time is over: whoever left a browser open "
+        "is logged out.",
+        most="8760h",
+        at_most="session.lifetime",
+    )
+    lifetime_s: float = wait(
+        "12h",
+        "A session is over this time after it began, or after the login that gave it a new id: a "
+        "stolen cookie is of use for no longer.",
+        most="8760h",
+    )
+    cookie: str = key(
+        "session",
+        COOKIE_NAME,
+        "The cookie's name; a secure one has __Host- before it, so that no other host of the "
+        "domain can set it.",
+    )
+    secure: bool = key(
+        True,
+        Flag(),
+        "Browsers may send the cookie over TLS only; Chromium makes an exception for loopback. "
+        "Turn it off for development over plain HTTP with other clients, never else.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PathsConfig:
     """`[paths]`."""
 
@@ -183,4 +237,92 @@ class WebConfig:
         "",
         APPLICATION,
         "Your web application, a pelotontx.web.app.App; empty: none, the demo is served.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadConfig:
+    """`[upload]`."""
+
+    folder: str = key(
+        "",
+        FOLDER,
+        "Where files lie while a request is handled, best on the file system where they are kept: "
+        "keeping them is only a move there. Empty: the system's temporary folder.",
+    )
+    body_limit_bytes: int = key(
+        "64MiB",
+        Size("1KiB", "1024GiB"),
+        "A whole form with files. Larger: 413; it takes so much of the disk.",
+    )
+    files_limit: int = key(
+        100, Integer(0, 100_000), "Files of one form. More: 413; each is a file on the disk."
+    )
+    fields_limit: int = key(
+        1000, Integer(0, 100_000), "Other fields of one form. More: 413; each costs an object."
+    )
+    field_limit_bytes: int = key(
+        "64KiB", Size("0B", "1GiB"), "One field. Larger: 413; fields are held in memory."
+    )
+    fields_limit_bytes: int = key(
+        "1MiB",
+        Size("0B", "1GiB"),
+        "All fields of one form together. Larger: 413; they are held in memory.",
+    )
+    part_head_limit_bytes: int = key(
+        "8KiB",
+        Size("128B", "1MiB"),
+        "The headers of a file or field. Larger: 413; they are held in memory.",
+    )
+    memory_limit_bytes: int = key(
+        "16KiB", Size("0B", "1MiB"), "Files up to this size stay in memory."
+    )
+    threads: int = key(
+        4, Integer(1, 1000), "Threads that write files: a slow disk stops them, not the server."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountConfig:
+    """One `[[mount]]`."""
+
+    path: str = required("/shop", MOUNT_PATH, "Where it is; everything below belongs to it.")
+    app: str = key("", APPLICATION, "A pelotontx.web.app.App; its routes are those below the path.")
+    resource: str = key("", APPLICATION, "A twisted.web resource; of a Klein app its resource().")
+    wsgi: str = key("", APPLICATION, "A WSGI application: Flask, Django.")
+    asgi: str = key(
+        "",
+        APPLICATION,
+        "An ASGI application: Starlette, FastAPI. Needs twistd --reactor=asyncio peloton ...",
+    )
+    directory: str = key("", FOLDER, "A folder of files.")
+    package: str = key("", PACKAGE, "A folder of files inside a Python package.")
+    threads: int = key(
+        8,
+        Integer(1, 1000),
+        "Threads of a WSGI application. Each works on one request, from its first byte to the "
+        "last of the answer.",
+    )
+    queue: int = key(
+        64,
+        Integer(0, 100_000),
+        "Requests that wait for a thread of a WSGI application. Further ones get 503 at once: "
+        "who waits too long asks again, and makes it worse.",
+    )
+    message_limit_bytes: int = key(
+        "1MiB",
+        Size("1KiB", "1GiB"),
+        "One WebSocket message to an ASGI application. Longer: close 1009.",
+    )
+    body_limit_bytes: int | None = inherited(
+        "http.body_limit",
+        HttpConfig,
+        "A request's body. resource keeps it in memory or in a temporary file, wsgi and asgi read "
+        "it as it comes.",
+    )
+    max_age_s: float = key(
+        "0s",
+        Duration("0s", "8760h"),
+        "How long browsers may use a file without asking; 0: they ask each time whether it has "
+        "changed.",
     )

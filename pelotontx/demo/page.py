@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Final
 
 from pelotontx.net.http import Response
-from pelotontx.web.app import App, Request
+from pelotontx.web import App, Request
 
 # Everything from this server and nothing inline; a WebSocket to the same host is part of 'self'.
 CONTENT_SECURITY_POLICY: Final = "; ".join(

@@ -3,17 +3,21 @@
     factory = HTTPFactory(handle, wheel=Wheel(reactor), clock=reactor)
     listen(reactor, "tcp:8080", factory)
 
-`handle(request)` returns a `Response` or an `Upgrade`, or a coroutine or Deferred of one. One
-request a connection is worked on at a time; pipelined ones wait, bounded, and are answered in
-order. When the client is gone, a handler that is still at work is cancelled; one that only closed
-its sending side gets its answer. Every write is backpressured: while the peer does not read, no
+`handle(request)` is called when a head is complete, and returns a `Response` or an `Upgrade`, or a
+coroutine or Deferred of one; the body may be coming still (`Request.is_complete`). One request a
+connection is worked on at a time; pipelined ones wait, bounded, and are answered in order. When the
+client is gone, a handler that is still at work is cancelled; one that only closed its sending side
+gets its answer. Every write is backpressured: while the peer does not read, no
 further request is taken, streams wait, and bodies in memory go out in slices.
 
 What must not be understood in two ways is in `wire.http`; here are time, memory and writing:
 
     http               the factory, and every name that users import
     http_message       what a handler is given and what it returns; limits
+    http_body          a request's body while it arrives, as its handler sees it
+    http_writer        a response's body while it is made, likewise
     http_connection    reads requests, and leads from one to the next
+    http_receive       takes bodies
     http_answer        writes what handlers returned
     http_deadline      how long everything may take
 """
@@ -24,23 +28,25 @@ from collections.abc import Callable
 from email.utils import formatdate
 from time import time
 from typing import Any
+from typing import Protocol as Interface
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 
 from pelotontx.net.admission import Admission
-from pelotontx.net.http_answer import SLICE_BYTES, HeadKey
+from pelotontx.net.http_answer import SLICE_BYTES, HeadKey, OnAnswered
+from pelotontx.net.http_body import RequestBody
 from pelotontx.net.http_connection import Answer, Handle, HTTPConnection
 from pelotontx.net.http_message import (
     Body,
-    BodyWriter,
     Headers,
     HTTPLimits,
     Request,
     Response,
     Upgrade,
 )
+from pelotontx.net.http_writer import BodyWriter, Channel
 from pelotontx.net.wheel import Wheel
 from pelotontx.wire.http import RefusedRequest, read_target
 
@@ -60,17 +66,39 @@ class _TurnedAway(Protocol):
         self.transport.abortConnection()
 
 
+class Connection(Interface):
+    """A connection of a factory, in whatever version of HTTP."""
+
+    transport: Any
+
+    def close_when_idle(self) -> None:
+        """Ends as soon as nothing is going on."""
+
+    def abort(self) -> None:
+        """Ends now."""
+
+
 class HTTPFactory(Factory):
-    """Makes `HTTPConnection`s.
+    """Makes `HTTPConnection`s, and keeps what all connections share.
+
+    A connection of another version, which TLS chose by ALPN, is made by others. It takes the
+    factory as its `owner`, too: remembers and forgets itself here, and calls `handle` and
+    `on_answered`.
 
     Args:
-        handle: called with each complete request.
+        handle: called with each request, when its head is complete.
         wheel: deadlines of all connections.
         clock: the time, for deadlines; a reactor.
         limits: what a connection may cost.
         request_class: what `handle` is given; a subclass of `Request`.
         admission: who may connect; others are cut off at once. Without it everybody may.
         wall_clock: seconds since the epoch, for Date.
+        on_answered: None, or called with ``(request, status, body_bytes, began_s)`` once for each
+            request: when its answer is written, has failed, or cannot be given any more. For
+            access logs, so it must be quick. `body_bytes` is without framing; `began_s` is the
+            clock's time at the head. A request of which no head could be read has an empty
+            method and target; 101 is a connection that was handed over, 499 a peer that left
+            before there was an answer.
 
     Attributes:
         connections: those that speak HTTP now; upgraded ones are not among them.
@@ -93,18 +121,20 @@ class HTTPFactory(Factory):
         request_class: type[Request] = Request,
         admission: Admission | None = None,
         wall_clock: Callable[[], float] = time,
+        on_answered: OnAnswered | None = None,
     ) -> None:
         self.handle = handle
+        self.on_answered = on_answered
         self._admission = admission or Admission(clock.seconds)
         self.limits = limits or HTTPLimits()
         self.wheel = wheel
         self.request_class = request_class
-        self.connections: set[HTTPConnection] = set()
+        self.connections: set[Connection] = set()
         self.is_draining = False
         self.last_request = self.limits.requests
         self.heads: dict[HeadKey, bytes] = {}
         self.targets: dict[bytes, tuple[str, str, str]] = {}
-        self._clock = clock
+        self.clock = clock
         self._seconds = clock.seconds
         self._wall_clock = wall_clock
         self._second = -1
@@ -145,12 +175,12 @@ class HTTPFactory(Factory):
             self.targets[target] = parts
         return parts
 
-    def remember(self, connection: HTTPConnection) -> None:
+    def remember(self, connection: Connection) -> None:
         """A connection began."""
         self.connections.add(connection)
         self._admission.enter(connection.transport)
 
-    def forget(self, connection: HTTPConnection) -> None:
+    def forget(self, connection: Connection) -> None:
         """A connection ended or was handed over."""
         self.connections.discard(connection)
         self._admission.leave(connection.transport)
@@ -178,7 +208,7 @@ class HTTPFactory(Factory):
         if not self.connections:
             return succeed(None)
         if self._late is None or not self._late.active():
-            self._late = self._clock.callLater(timeout_s, self._abort_all)
+            self._late = self.clock.callLater(timeout_s, self._abort_all)
         drained: Deferred[None] = Deferred(lambda waiting: self._drained.remove(waiting))
         self._drained.append(drained)
         return drained
@@ -193,12 +223,15 @@ __all__ = [
     "Answer",
     "Body",
     "BodyWriter",
+    "Channel",
     "HTTPConnection",
     "HTTPFactory",
     "HTTPLimits",
     "Handle",
     "Headers",
+    "OnAnswered",
     "Request",
+    "RequestBody",
     "Response",
     "Upgrade",
 ]

@@ -18,6 +18,10 @@ from pelotontx.wire.http import RefusedRequest
 HIGH_BYTES = 128 * 1024
 
 
+#: Unread pieces up to this size are joined: single bytes would cost forty times their size.
+_JOINED_BYTES = 4096
+
+
 class Source(Protocol):
     """The connection, as a body sees it."""
 
@@ -81,25 +85,38 @@ class RequestBody:
 
     # For the connection.
 
-    def feed(self, data: bytes) -> None:
-        """Appends what was received; asks the source to pause when too much is unread."""
-        if not data or self._failure is not None:
+    def feed(self, data: bytes, *, is_last: bool = False) -> None:
+        """Appends what was received; asks the source to pause when too much is unread.
+
+        Args:
+            data: any bytes, none included.
+            is_last: as if `end` followed, with one waking of the reader.
+        """
+        if self._failure is not None:
             return
-        self.received += len(data)
-        self._unread += len(data)
-        self._pieces.append(data)
-        if self._unread > HIGH_BYTES and not self._is_paused and self._source is not None:
+        if data:
+            self.received += len(data)
+            self._unread += len(data)
+            if self._pieces and len(self._pieces[-1]) + len(data) <= _JOINED_BYTES:
+                self._pieces[-1] += data
+            else:
+                self._pieces.append(data)
+        if is_last:
+            self.is_complete = True
+        elif self._unread > HIGH_BYTES and not self._is_paused and self._source is not None:
             self._is_paused = True
             self._source.pause_body()
-        self._wake()
+        if data or is_last:
+            self._wake()
 
     def end(self) -> None:
         """All was received."""
-        self.is_complete = True
-        self._wake()
+        self.feed(b"", is_last=True)
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come: who reads gets `error`, after what was received."""
+        if self.is_complete:
+            return
         self._failure = error
         self._wake()
 
@@ -120,26 +137,50 @@ class RequestBody:
 
         Raises:
             RefusedRequest: 413 past the limit, 400 for a malformed body, 408 for a slow one.
-            LocalProtocolError: somebody reads it already.
+            LocalProtocolError: somebody reads it already, or the request was answered.
         """
-        limit = self.limit_bytes
-        if self.received > limit or (self.length or 0) > limit:
-            raise RefusedRequest(413, "body too large")
+        self._check()
         while not self._pieces:
             if self._failure is not None:
                 raise self._failure
             if self.is_complete:
                 raise StopAsyncIteration
             await self._more()
-            if self.received > limit:
-                raise RefusedRequest(413, "body too large")
+            self._check()
         piece = self._pieces.popleft()
         self._unread -= len(piece)
         if self._is_paused and self._unread <= HIGH_BYTES // 2:
-            self._is_paused = False
-            assert self._source is not None
-            self._source.resume_body()
+            self._go_on()
         return piece
+
+    async def read(self) -> bytes:
+        """All that is left of it, up to `limit_bytes`; raises as `__anext__`.
+
+        Cancelling loses what had come.
+        """
+        taken = bytearray()
+        while True:
+            self._check()
+            for piece in self._pieces:
+                taken += piece
+            self._pieces.clear()
+            self._unread = 0
+            if self._is_paused:
+                self._go_on()
+            if self._failure is not None:
+                raise self._failure
+            if self.is_complete:
+                return bytes(taken)
+            await self._more()
+
+    def _check(self) -> None:
+        if self.received > self.limit_bytes or (self.length or 0) > self.limit_bytes:
+            raise RefusedRequest(413, "body too large")
+
+    def _go_on(self) -> None:
+        self._is_paused = False
+        if self._source is not None:
+            self._source.resume_body()
 
     async def _more(self) -> None:
         if self._waiting is not None:
@@ -151,7 +192,3 @@ class RequestBody:
 
     def _forget(self, _: Deferred[None]) -> None:
         self._waiting = None
-
-    async def read(self) -> bytes:
-        """All of it, up to `limit_bytes`; raises as `__anext__`."""
-        return b"".join([piece async for piece in self])

@@ -17,17 +17,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pelotontx.net import http_answer
-from pelotontx.net.http_answer import SLICE_BYTES, AnsweringConnection
+from pelotontx.net.http_answer import SLICE_BYTES, body_bytes
 from pelotontx.net.http_deadline import ANSWER, BODY, CLOSING, HEAD, IDLE
 from pelotontx.net.http_message import HTTPLimits, Request, Response, Upgrade
+from pelotontx.net.http_receive import ReceivingConnection
 from pelotontx.net.tcp import is_gone, lose_ended, probe_peer
 from pelotontx.wire.http import (
-    CHUNKED,
     METHODS,
-    ChunkedBody,
     Framing,
     RefusedRequest,
-    SizedBody,
     check_partial,
     read_head,
     status_line,
@@ -35,9 +33,6 @@ from pelotontx.wire.http import (
 
 #: Output of one read that is collected before it is written: what a transport buffers at ease.
 _BATCH_BYTES = 64 * 1024
-
-#: Pieces of a body that are kept apart: one-byte chunks would cost sixty times their size.
-_PIECES = 256
 
 Answer = Response | Upgrade
 Handle = Callable[[Any], Answer | Deferred[Answer] | Coroutine[Deferred[Any], Any, Answer]]
@@ -48,7 +43,6 @@ class Owner(http_answer.Owner, Protocol):
 
     handle: Handle
     last_request: int
-    request_class: type[Request]
     targets: dict[bytes, tuple[str, str, str]]
 
     def read_target(self, method: str, target: bytes, host: bytes) -> tuple[str, str, str]:
@@ -62,17 +56,11 @@ class Owner(http_answer.Owner, Protocol):
 
 
 @implementer(IHalfCloseableProtocol)
-class HTTPConnection(AnsweringConnection):
+class HTTPConnection(ReceivingConnection):
     """One connection."""
 
     owner: Owner
 
-    _paused = False  # we do not read
-    _input_ended = False  # the peer has closed its sending side
-    # the request whose body is being read
-    _request: Request | None = None
-    _body: SizedBody | ChunkedBody
-    _pieces: list[bytes]
     # the last head's version and fields, and what they were found to say
     _rest = b""
     _framing: Framing
@@ -91,12 +79,16 @@ class HTTPConnection(AnsweringConnection):
         self.enter(HEAD)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._buffer = b""
-        self._tail = None
+        self._buffer = self._head = b""
         self._leave()
+        if self._writer is not None:
+            self._writer.close()
+        self._report()
+        self._tail = None
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
+        self._end_body(RefusedRequest(400, "connection lost"))
         room, self._room = self._room, None
         if room is not None:
             room.callback(None)
@@ -112,20 +104,13 @@ class HTTPConnection(AnsweringConnection):
         if self._buffer:
             data = self._buffer + data
         if self.phase >= ANSWER:
-            if self.phase == ANSWER:
+            if self._decoder is not None:
+                self._feed(self._decoder, data)
+            elif self.phase != CLOSING:
                 self._hold(data)
             return
         self._buffer = b""
         self._consume(data)
-
-    def _hold(self, data: bytes) -> None:
-        """Keeps input until the present answer is made, or read."""
-        self._buffer = data
-        if self._paused or self._input_ended:
-            return
-        if len(data) > self.owner.limits.pipelined_bytes:
-            self._paused = True
-            cast(Any, self.transport).pauseProducing()
 
     def _consume(self, data: bytes) -> None:
         """Answers every complete request in `data`, and keeps what is left.
@@ -152,24 +137,20 @@ class HTTPConnection(AnsweringConnection):
         """
         now_s = self.owner.now()
         handle = self.owner.handle
+        on_answered = self.owner.on_answered
         size = position = 0
         while position < len(data):
-            if self._request is not None:
-                complete, data = self._read_body(self._request, data[position:], now_s)
-                if not complete:
-                    return
-                request, self._request = self._request, None
-                position = 0
-            else:
-                end = data.find(b"\r\n\r\n", position) + 4
-                if end < 4:
-                    self._read_partial(data[position:])
-                    return
-                request = self._read_head(data[position:end])
-                position = end
-                if self._request is not None:
-                    self._begin_body(out, now_s, more=position < len(data))
-                    continue
+            end = data.find(b"\r\n\r\n", position) + 4
+            if end < 4:
+                self._read_partial(data[position:])
+                return
+            request = self._read_head(data[position:end])
+            position = end
+            if request.framing.length:
+                position = self._take_body(request, data, position)
+                if self._body is not None:
+                    self._flush(out)  # before a 100 (Continue)
+                    self.phase = ANSWER
             try:
                 result: Any = handle(request)
             except Exception:  # the user's code
@@ -178,9 +159,12 @@ class HTTPConnection(AnsweringConnection):
                 type(result) is Response
                 and type(result.body) is bytes
                 and len(result.body) <= SLICE_BYTES
+                and self._body is None
             ):
                 answer = self._render(request, result, result.body)
                 out.append(answer)
+                if on_answered is not None:
+                    self.report(request, result.status, body_bytes(request, result), now_s)
                 size += len(answer)
                 if self._keep and size < _BATCH_BYTES:
                     continue
@@ -191,25 +175,26 @@ class HTTPConnection(AnsweringConnection):
             else:
                 self._buffer = data[position:]
                 self._flush(out)
-                self.phase = ANSWER
-                self._start(request, result)
+                if self.phase < ANSWER:
+                    self.phase = ANSWER
+                self._start(request, result, now_s)
             if self._choked or self.phase >= ANSWER:
                 self._wait()
                 return
             data, self._buffer = self._buffer, b""
             position = size = 0
-        if self._request is None:
-            self.phase = IDLE
-            self.since_s = now_s
+        self.phase = IDLE
+        self.since_s = now_s
 
     def _wait(self) -> None:
         """Holds what is left until the answer is made, or read."""
-        if self.phase != CLOSING:
+        if self.phase < ANSWER:
             self.phase = ANSWER
+        if self.phase != CLOSING:
             self._hold(self._buffer)
 
     def _read_head(self, head: bytes) -> Request:
-        """A request; one with a body still to come is left in `_request`."""
+        """A request, without its body."""
         owner = self.owner
         try:
             method, target, rest = head.split(b" ", 2)
@@ -227,12 +212,7 @@ class HTTPConnection(AnsweringConnection):
         parts = owner.targets.get(target) or owner.read_target(name, target, framing.host)
         self._requests += 1
         self._keep = framing.keep_alive and self._requests < owner.last_request
-        request = owner.request_class(self, name, parts, framing, head)
-        if framing.length:
-            if framing.length > owner.limits.body_limit_bytes:
-                raise RefusedRequest(413, "body too large")
-            self._request = request
-        return request
+        return owner.request_class(self, name, parts, framing, head)
 
     def _read_partial(self, pending: bytes) -> None:
         """Keeps the beginning of a head."""
@@ -243,42 +223,23 @@ class HTTPConnection(AnsweringConnection):
         if self.phase != HEAD:
             self.enter(HEAD)
 
-    def _begin_body(self, out: list[bytes], now_s: float, *, more: bool) -> None:
-        assert self._request is not None
-        framing = self._request.framing
-        self._body = ChunkedBody() if framing.length == CHUNKED else SizedBody(framing.length)
-        self._pieces = []
-        self.received = 0
-        self.received_s = now_s
-        if framing.expects and not more:
-            out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.enter(BODY)
-
-    def _read_body(self, request: Request, data: bytes, now_s: float) -> tuple[bool, bytes]:
-        """Takes what belongs to the body; returns whether that is all of it, and what follows."""
-        pieces, rest = self._body.feed(data)
-        self.received_s = now_s
-        self.received += sum(map(len, pieces))
-        if self.received > self.owner.limits.body_limit_bytes:
-            raise RefusedRequest(413, "body too large")
-        self._pieces.extend(pieces)
-        if self._body.complete:
-            request.body, self._pieces = b"".join(self._pieces), []
-        elif len(self._pieces) > _PIECES:
-            self._pieces = [b"".join(self._pieces)]
-        return self._body.complete, rest
-
     # From one request to the next.
 
     def _finish(self) -> None:
         """After the last byte of an answer that `_answer_all` did not write itself."""
         if self._gone or self.phase == CLOSING:
             return
+        self._settle()
         if not self._keep:
             self._close()
             return
         if self._choked:
+            self.phase = ANSWER
             return  # `resumeProducing` comes back here
+        if self._decoder is not None:
+            self._resume()
+            self.enter(BODY)
+            return  # `_drop` comes back here
         self.phase = IDLE
         self.since_s = self.owner.now()
         if not self._consuming:
@@ -286,9 +247,7 @@ class HTTPConnection(AnsweringConnection):
 
     def _advance(self) -> None:
         """Goes on after an answer: the next pipelined request, or waiting for one."""
-        if self._paused:
-            self._paused = False
-            cast(Any, self.transport).resumeProducing()
+        self._resume()
         data, self._buffer = self._buffer, b""
         if data:
             self._consume(data)
@@ -304,6 +263,8 @@ class HTTPConnection(AnsweringConnection):
             return
         transport: Any = self.transport
         data, self._buffer = request.raw_head + self._buffer, b""
+        self._status = 101
+        self._report()
         self.phase = CLOSING
         self._leave()
         transport.unregisterProducer()
@@ -330,12 +291,14 @@ class HTTPConnection(AnsweringConnection):
         does not tell from this, it is cut short when a write or a probe fails.
         """
         self._input_ended = True
+        if self._body is None:
+            self._decoder = None  # what nobody reads need not come
         if self.phase == CLOSING:
             cast(Any, self.transport).loseConnection()
-        elif self.phase != ANSWER:
+        elif self.phase != ANSWER and self._body is None:
             self._close()
-        elif is_gone(self.transport):
-            self.abort()
+        elif self._decoder is not None or is_gone(self.transport):
+            self.abort()  # of half a body nothing can be made
         else:
             if not self._buffer:
                 self._keep = False
@@ -349,24 +312,28 @@ class HTTPConnection(AnsweringConnection):
     def _refuse(self, status: int, reason: str) -> None:
         """A complete, short error answer, and the end."""
         self._keep = False
-        self._request, self._pieces = None, []
         body = f"{status} {reason}\n".encode()
+        if self._request is None:
+            self._request, self._began_s = self.unread_request(), self.owner.now()
+        self._status, self._body_bytes = status, len(body)
         self._write(
             b"%b%bConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
             b"Content-Length: %d\r\n\r\n%b"
             % (status_line(status), self.owner.fields, len(body), body)
         )
+        self._report()
         self._close(gently=True)
 
     def _close(self, *, gently: bool = False) -> None:
         """Ends the connection once all is written; gently if the peer may still be sending."""
         transport: Any = self.transport
-        gently = (gently or bool(self._buffer)) and not self._input_ended
+        unread = self._buffer or self._is_cut or self._decoder is not None
+        gently = (gently or bool(unread)) and not self._input_ended
         self._buffer = b""
+        self._decoder = None
+        self._end_body(RefusedRequest(400, "connection closed"))
         transport.unregisterProducer()
-        if self._paused:
-            self._paused = False
-            transport.resumeProducing()
+        self._resume()
         self.enter(CLOSING)
         if gently and not self.is_secure and hasattr(transport, "loseWriteConnection"):
             transport.loseWriteConnection()
@@ -378,12 +345,15 @@ class HTTPConnection(AnsweringConnection):
     def close_when_idle(self) -> None:
         """Ends the connection now if nothing is going on, else after the present answer."""
         self._keep = False
-        if self.phase == IDLE or (self.phase == HEAD and not self._buffer):
+        dropping = self.phase == BODY and self._body is None
+        if dropping or self.phase == IDLE or (self.phase == HEAD and not self._buffer):
             self._close()
 
     def expire(self) -> None:
         if self.phase == CLOSING:
             self.abort()
+        elif self.phase == BODY:
+            self._cut_body(RefusedRequest(408, "body took too long"))
         elif self.phase == IDLE or (self.phase == HEAD and not self._buffer):
             self._close()
         else:

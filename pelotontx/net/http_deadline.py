@@ -15,9 +15,10 @@ from pelotontx.net.http_message import HTTPLimits
 from pelotontx.net.tcp import is_gone, unsent_bytes
 from pelotontx.net.wheel import Timer, Wheel
 
-# What a connection waits for. HEAD: the rest of a head. IDLE: the next request. BODY: the rest of
-# a body. ANSWER: our own handler, or the peer's reading. CLOSING: the peer's last bytes.
-HEAD, IDLE, BODY, ANSWER, CLOSING = range(5)
+# What a connection waits for. HEAD: the rest of a head. IDLE: the next request. ANSWER: our own
+# handler, or the peer's reading. BODY: more of a body that somebody reads, or the small rest of one
+# that nobody read. CLOSING: the peer's last bytes. No request is taken from ANSWER on.
+HEAD, IDLE, ANSWER, BODY, CLOSING = range(5)
 
 #: How often a connection is looked at while nothing is due: a peer that stopped reading, or that
 #: left when nothing was being read, is noticed this late at most.
@@ -46,7 +47,7 @@ class TimedConnection(Protocol):
         phase: what is waited for.
         since_s: when the phase began.
         received: bytes of the present body.
-        received_s: when the last of them came.
+        waited_s: how long somebody waited for it, the present wait left out.
         written: bytes given to the transport in all.
     """
 
@@ -54,7 +55,7 @@ class TimedConnection(Protocol):
     phase = HEAD
     since_s = 0.0
     received = 0
-    received_s = 0.0
+    waited_s = 0.0
     written = 0
 
     _timer: Timer | None = None
@@ -102,11 +103,12 @@ class TimedConnection(Protocol):
         if self.phase == HEAD:
             return self.since_s + limits.head_s
         if self.phase == BODY:
-            idle_s = self.received_s + limits.body_idle_s
+            idle_s = self.since_s + limits.body_idle_s
             if not limits.body_rate_bytes_s:
                 return idle_s
-            enough_s = self.since_s + self.received / limits.body_rate_bytes_s
-            return min(idle_s, max(self.since_s + limits.body_rate_after_s, enough_s))
+            enough_s = self.received / limits.body_rate_bytes_s
+            left_s = max(limits.body_rate_after_s, enough_s) - self.waited_s
+            return min(idle_s, self.since_s + left_s)
         if self.phase == CLOSING:
             return self.since_s + limits.linger_s
         return now_s + LOOK_S  # a handler takes the time it takes

@@ -8,32 +8,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 
 from pelotontx.errors import LocalProtocolError
+from pelotontx.net.http_body import RequestBody
+from pelotontx.net.http_writer import BodyWriter, Channel
 from pelotontx.net.tcp import peer_name
-from pelotontx.wire.http import Framing, HeadLimits, response_field, split_fields
-
-
-class Channel(Protocol):
-    """The connection, as requests and body writers see it."""
-
-    @property
-    def peer(self) -> IAddress | None:
-        """Where it comes from."""
-
-    @property
-    def is_secure(self) -> bool:
-        """Whether it is TLS's."""
-
-    def write_bounded(self, data: bytes) -> None:
-        """Writes; raises `SlowConsumer` when too much waits for the peer."""
-
-    def drained(self) -> Deferred[None]:
-        """Fires when more may be written."""
+from pelotontx.wire.cookies import set_cookie_value
+from pelotontx.wire.http import Framing, HeadLimits, response_field, split_fields, trailer_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +28,11 @@ class HTTPLimits:
         head: the size of a head; past it 414 or 431.
         head_s: a head must be complete this long after its first byte (or after the connection
             was made), however it trickles: an idle timer would hold slowloris for ever. 408.
-        body_limit_bytes: a body is collected before the handler runs, so it is memory. 413.
-        body_idle_s: a body that stands still holds its memory for nothing. 408.
+        body_limit_bytes: most handlers are given the whole body, so it is memory. 413. A handler
+            that reads `Request.stream` itself may allow more.
+        body_idle_s: a body that stands still holds its handler and its memory for nothing. 408.
+            This and the rate hold while somebody waits for the body, and not while we keep the
+            peer waiting.
         body_rate_bytes_s: and one that trickles does the same; 1 KiB/s is a slow modem. 408; with
             0 any rate will do.
         body_rate_after_s: the rate counts from here on, so that a slow start is forgiven.
@@ -55,8 +42,11 @@ class HTTPLimits:
         unread_s: a response of which the peer takes nothing for so long is aborted. At most 6 s
             later, or 2 s if more is unread than a transport buffers at ease.
         unread_bytes: and so is one that is written past this without waiting for the peer.
-        linger_s: after an error answer input is still read and dropped for so long, because a
-            socket closed over unread input resets, and the peer would never see the answer.
+        linger_s: after an answer to a request that was not read to its end, input is still read and
+            dropped for so long, because a socket closed over unread input resets, and the peer
+            would never see the answer.
+        unread_body_bytes: what is left of a body when its request has been answered is read and
+            dropped up to this size, and the connection kept. More of it ends the connection.
     """
 
     head: HeadLimits = field(default_factory=HeadLimits)
@@ -71,6 +61,7 @@ class HTTPLimits:
     unread_s: float = 30.0
     unread_bytes: int = 1024 * 1024
     linger_s: float = 2.0
+    unread_body_bytes: int = 64 * 1024
 
 
 class Headers:
@@ -108,7 +99,7 @@ class Headers:
 
 
 class Request:
-    """A request, complete with its body.
+    """A request, from the moment on that its head is complete.
 
     Attributes:
         method: upper case.
@@ -117,12 +108,17 @@ class Request:
         query_string: after the ``?``, not decoded.
         framing: what the head says about its message: version, host, keep-alive, upgrade.
         raw_head: from the request line to the empty line, as received.
-        body: all of it.
+        body: all of it, if `is_complete`. A small one has mostly come with its head; otherwise
+            ``request.body = await request.stream.read()``.
+        after_hooks: what `handle` is to call with the response before it returns it; for
+            `web.request`, here because it is looked at for every request. None: nothing.
     """
 
     __slots__ = (
         "_channel",
         "_headers",
+        "_stream",
+        "after_hooks",
         "body",
         "framing",
         "method",
@@ -148,6 +144,25 @@ class Request:
         self.raw_head = raw_head
         self.body = body
         self._headers: Headers | None = None
+        self._stream: RequestBody | None = None
+        self.after_hooks: list[Callable[[Response], Any]] | None = None
+
+    @property
+    def stream(self) -> RequestBody:
+        """The body as it arrives, to be read once; of no length if there is none."""
+        if self._stream is None:
+            self._stream = RequestBody.of(self.body)
+        return self._stream
+
+    def expect(self, stream: RequestBody) -> None:
+        """The body will arrive through `stream`; called by the connection."""
+        self._stream = stream
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `body` holds all of the body; so it does when there is none."""
+        stream = self._stream
+        return stream is None or (stream.is_complete and stream.received == len(self.body))
 
     @property
     def headers(self) -> Headers:
@@ -183,45 +198,6 @@ class Request:
         return self._channel is not None and self._channel.is_secure
 
 
-class BodyWriter:
-    """Where a streamed body is written; given to `Response.body` when that is a function."""
-
-    __slots__ = ("_channel", "_chunked", "_left")
-
-    def __init__(self, channel: Channel, left: int | None, *, chunked: bool) -> None:
-        self._channel = channel
-        self._left = left
-        self._chunked = chunked
-
-    def write(self, data: bytes) -> None:
-        """Writes a piece without waiting; follow it with ``await drain()`` unless pieces are few.
-
-        Raises:
-            SlowConsumer: `HTTPLimits.unread_bytes` are waiting for the peer, which is aborted.
-            LocalProtocolError: more than the announced length.
-        """
-        if not data:
-            return
-        if self._left is not None:
-            self._left -= len(data)
-            if self._left < 0:
-                raise LocalProtocolError("more body than the announced length")
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._channel.write_bounded(data)
-
-    def drain(self) -> Deferred[None]:
-        """Fires when the peer has taken enough for more to be written; cancelling is safe."""
-        return self._channel.drained()
-
-    def finish(self) -> None:
-        """The end, called by the connection."""
-        if self._left:
-            raise LocalProtocolError("less body than the announced length")
-        if self._chunked:
-            self._channel.write_bounded(b"0\r\n\r\n")
-
-
 #: A body: bytes, an async iterator of bytes, or a coroutine function that is given a `BodyWriter`.
 Body = bytes | AsyncIterable[bytes] | Callable[[BodyWriter], Awaitable[object]]
 
@@ -247,12 +223,18 @@ class Response:
         content_type: the Content-Type field; none if empty.
         length: bytes that a stream will have, or that a body left out (HEAD) would have had.
         close: ends the connection after this answer.
+        trailers: names of fields that follow a stream; see the attribute.
+
+    Attributes:
+        fields: header lines, as they will be sent.
+        trailers: None, or values by the names that were given, to be set while the body is made.
+            They follow a chunked body, if the peer asked for trailers, and are dropped otherwise.
 
     Raises:
         LocalProtocolError: a name or value that may not be sent, or an impossible status.
     """
 
-    __slots__ = ("body", "close", "fields", "length", "status")
+    __slots__ = ("body", "close", "fields", "length", "status", "trailers")
 
     def __init__(
         self,
@@ -263,6 +245,7 @@ class Response:
         *,
         length: int | None = None,
         close: bool = False,
+        trailers: Iterable[str] = (),
     ) -> None:
         if not 200 <= status <= 599:
             raise LocalProtocolError(f"not a final status: {status}")
@@ -270,6 +253,7 @@ class Response:
         self.body = body
         self.length = length
         self.close = close
+        self.trailers = {trailer_name(name): "" for name in trailers} if trailers else None
         self.fields = _content_type(content_type) if content_type else b""
         if headers:
             pairs = headers.items() if isinstance(headers, Mapping) else headers
@@ -285,6 +269,53 @@ class Response:
         if name.lower() in _WRITTEN_BY_US:
             raise LocalProtocolError(f"{name} is written by the server")
         self.fields += response_field(name, value)
+
+    def set_cookie(
+        self,
+        name: str,
+        value: str,
+        *,
+        max_age_s: int | None = None,
+        path: str = "/",
+        domain: str = "",
+        secure: bool = True,
+        http_only: bool = True,
+        same_site: str = "Lax",
+    ) -> None:
+        """Appends a Set-Cookie field; there may be several. The defaults are the careful ones.
+
+        Args:
+            name: a token. ``__Host-`` before it has browsers insist on secure, path and domain.
+            value: visible ASCII without quotes, commas, semicolons and backslashes; quote others.
+            max_age_s: how long it is kept; None until the browser ends, 0 deletes it.
+            path: which requests it is sent with.
+            domain: empty for this host alone; else for its subdomains, too.
+            secure: sent over HTTPS only; browsers except localhost from this.
+            http_only: not shown to scripts.
+            same_site: ``Strict``, ``Lax``, ``None`` or empty: sent with requests from other sites.
+
+        Raises:
+            LocalProtocolError: something that a browser would drop, or take for something else.
+        """
+        self.add_header(
+            "Set-Cookie",
+            set_cookie_value(
+                name,
+                value,
+                max_age_s=max_age_s,
+                path=path,
+                domain=domain,
+                secure=secure,
+                http_only=http_only,
+                same_site=same_site,
+            ),
+        )
+
+    def delete_cookie(
+        self, name: str, *, path: str = "/", domain: str = "", secure: bool = True
+    ) -> None:
+        """Has the browser forget a cookie; path and domain as when it was set."""
+        self.set_cookie(name, "", max_age_s=0, path=path, domain=domain, secure=secure)
 
     @property
     def headers(self) -> Headers:

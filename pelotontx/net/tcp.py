@@ -8,6 +8,9 @@ that want a reactor.
 `write` appends to the transport's buffer and marks the transport dirty. The flush at the end of the
 turn is one `send`; what the kernel refuses goes the stock way, so producers, `loseConnection`,
 half-close and `abortConnection` are Twisted's. `startTLS` brings back the stock path whole.
+
+`send_file` puts a part of a file into the same order: after what was written before, ahead of what
+is written later.
 """
 
 from __future__ import annotations
@@ -30,12 +33,20 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import connectionDone
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from pelotontx.errors import ConfigError
+from pelotontx.errors import ConfigError, LocalProtocolError, TruncatedFile
+from pelotontx.net import unix_port
+from pelotontx.net.inherited import take_inherited
+from pelotontx.net.sendfile import FileSlice
 
 #: One read. The kernel gives less unless a peer uploads; larger reads only cost memory.
 READ_BYTES = 65536
+
+#: Of a file, sent to one peer in a turn: more would have the others wait for a fast one.
+FILE_BYTES = 4 * 1024 * 1024
 
 #: Connections that may wait to be accepted: a burst of reconnecting clients arrives within one
 #: turn. The kernel cuts it to net.core.somaxconn.
@@ -45,6 +56,8 @@ _STOCK_BACKLOG = 50  # what an endpoint passes when its string says nothing
 
 #: When and how often a silent peer is probed: seconds, seconds, times.
 _PROBES = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+
+_IP_ADDRESSES = address.IPv4Address, address.IPv6Address
 
 _log = Logger()
 
@@ -91,11 +104,14 @@ class Corked:
     _tempDataLen: int
     _aborting: bool
     _sendmsgQueue: ClassVar[Any] = ()
+    _file: FileSlice | None = None  # goes between `dataBuffer` and `_tempDataBuffer`
+    _warming = False  # a thread reads it
 
     @property
     def unsent_bytes(self) -> int:
-        """What was written and not yet given to the kernel."""
-        return len(self.dataBuffer) - self.offset + self._tempDataLen
+        """What was written and not yet given to the kernel, files included."""
+        unsent = len(self.dataBuffer) - self.offset + self._tempDataLen
+        return unsent if self._file is None else unsent + self._file.left
 
     def write(self, data: bytes) -> None:
         if self.TLS:
@@ -131,6 +147,9 @@ class Corked:
     def flush(self) -> None:
         """One `send` of all that was written; called by the reactor at the end of its turn."""
         self._dirty = False
+        if self._file is not None:
+            self._flush_file()
+            return
         pieces = self._tempDataBuffer
         if not pieces or not self.connected or self._aborting:
             return
@@ -151,6 +170,85 @@ class Corked:
         elif self.producer is not None and (self.producerPaused or not self.streamingProducer):
             self.producerPaused = False
             self.producer.resumeProducing()
+
+    def send_file(self, part: FileSlice) -> None:
+        """Sends a part of a file after what was written so far, with no copy of it in memory.
+
+        A producer is paused until all is sent. The slice is let go of in every end; a file that
+        became shorter aborts the connection.
+
+        Raises:
+            LocalProtocolError: under TLS, or a file or descriptor is being sent already.
+        """
+        if self.TLS or self._file is not None or self._sendmsgQueue:
+            raise LocalProtocolError("a file cannot be sent now")
+        if not part.left or not self.connected or self._writeDisconnected:
+            part.close()
+            return
+        self._file = part
+        pieces, self._tempDataBuffer, self._tempDataLen = self._tempDataBuffer, [], 0
+        self.dataBuffer = b"".join([self.dataBuffer[self.offset :], *pieces])
+        self.offset = 0
+        if self.producer is not None and self.streamingProducer:
+            self.producerPaused = True
+            self.producer.pauseProducing()
+        if not self._dirty:  # else the flush begins with it
+            self.startWriting()  # type: ignore[attr-defined]
+
+    def _flush_file(self) -> None:
+        if not self.connected or self._aborting:
+            return
+        why = self.doWrite()
+        if why or not (self._file is None or self._warming or self._aborting):
+            self.startWriting()  # type: ignore[attr-defined]  # which meets a failure once more
+
+    def doWrite(self) -> Any:
+        if self._file is None:
+            return super().doWrite()  # type: ignore[misc]
+        try:
+            if not self._send_file(self._file):
+                return None
+        except BlockingIOError:
+            return None
+        except TruncatedFile:
+            _log.warn("A file became shorter while it was sent to {peer}", peer=self.getPeer())  # type: ignore[attr-defined]
+            self.abortConnection()  # type: ignore[attr-defined]
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        self._file = None
+        # Stock writes what came after, resumes the producer, and ends what is to be ended.
+        return super().doWrite()  # type: ignore[misc]
+
+    def _send_file(self, part: FileSlice) -> bool:
+        """What goes into the socket now: bytes, then the file; returns whether that was all."""
+        if self.dataBuffer:
+            rest = memoryview(self.dataBuffer)[self.offset :]
+            self.offset += self.socket.send(rest, socket.MSG_MORE)
+            if self.offset < len(self.dataBuffer):
+                return False
+            self.dataBuffer = b""
+            self.offset = 0
+        if not self._warming and part.is_warm():
+            part.send(self.fileno(), FILE_BYTES)  # type: ignore[attr-defined]
+            return not part.left
+        self.stopWriting()  # type: ignore[attr-defined]
+        if not self._warming:
+            self._warming = True
+            threads = self.reactor.getThreadPool()
+            deferToThreadPool(self.reactor, threads, part.warm).addBoth(self._warmed)
+        return False
+
+    def _warmed(self, _: object) -> None:
+        self._warming = False
+        if self._file is not None and not self._aborting:
+            self.startWriting()  # type: ignore[attr-defined]
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().connectionLost(reason)  # type: ignore[misc]
 
     def doRead(self) -> Any:
         try:
@@ -194,10 +292,10 @@ class UNIXServer(Corked, unix.Server):  # type: ignore[misc]
             self.__dict__["doRead"] = super(Corked, self).doRead
 
 
-class UNIXPort(unix.Port):
+class UNIXPort(unix_port.UNIXPort):
     """A listening UNIX socket that accepts `UNIXServer` connections."""
 
-    transport = UNIXServer
+    transport = UNIXServer  # type: ignore[assignment]
 
 
 class Client(Corked, tcp.Client):  # type: ignore[misc]
@@ -243,6 +341,7 @@ class CorkedReactor:
         self, port: int, factory: Any, backlog: int = _STOCK_BACKLOG, interface: Any = ""
     ) -> IListeningPort:
         listening = Port(port, factory, self._deeper(backlog), interface, self._reactor)
+        listening._preexistingSocket = take_inherited(interface, port)  # type: ignore[assignment]
         listening.startListening()
         return listening
 
@@ -254,9 +353,20 @@ class CorkedReactor:
         mode: int = 0o666,
         wantPID: int = 0,
     ) -> IListeningPort:
-        backlog = self._deeper(backlog)
-        listening = UNIXPort(address, factory, backlog, mode, self._reactor, wantPID)
-        listening.startListening()  # type: ignore[no-untyped-call]
+        # wantPID asks for a lock file, which `UNIXPort` does better without.
+        listening = UNIXPort(address, factory, self._deeper(backlog), mode, self._reactor)
+        listening.startListening()
+        return listening
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        listening: Any
+        if addressFamily == socket.AF_UNIX:
+            listening = UNIXPort._fromListeningDescriptor(self._reactor, fileDescriptor, factory)  # type: ignore[no-untyped-call]
+        else:
+            listening = Port._fromListeningDescriptor(  # type: ignore[no-untyped-call]
+                self._reactor, fileDescriptor, addressFamily, factory
+            )
+        listening.startListening()
         return listening
 
     def connectTCP(
@@ -342,8 +452,15 @@ def unsent_bytes(transport: Any) -> int:
     ours = _descriptor(transport)
     if ours is None:
         return 0
+    if isinstance(ours, Corked):
+        return ours.unsent_bytes
     unsent: int = len(ours.dataBuffer) - ours.offset + ours._tempDataLen
     return unsent
+
+
+def sends_files(transport: Any) -> bool:
+    """Whether `Corked.send_file` can be used; where not, a `FileSlice` is read and written."""
+    return isinstance(transport, Corked) and not transport.TLS
 
 
 def is_gone(transport: Any) -> bool:
@@ -405,7 +522,11 @@ def _descriptor(transport: Any) -> Any:
 
 
 def peer_name(peer: Any) -> str:
-    """A peer's address for logs and limits: the IP address, or ``unix``."""
-    if isinstance(peer, address.IPv4Address | address.IPv6Address):
-        return str(peer.host)
+    """A peer's address for logs and limits: the IP address, or ``unix``.
+
+    An IPv4 address that came by an IPv6 socket (``::ffff:192.0.2.7``) is written like any other.
+    """
+    if isinstance(peer, _IP_ADDRESSES):
+        host = str(peer.host)
+        return host[7:] if host.startswith("::ffff:") and "." in host else host
     return "unix" if isinstance(peer, address.UNIXAddress) else str(peer)

@@ -115,8 +115,15 @@ class ServerConnection(WebSocketServerProtocol):  # type: ignore[misc]
     message_data: list[bytes]
     frame_data: list[bytes]
 
+    #: Decides about this one opening request, instead of the factory's.
+    accept: Accept | None = None
+    #: Further header lines of the 101.
+    fields = b""
+
     _log = Logger()
     _conversation: Conversation | None = None
+    _is_reading = True
+    _senders: tuple[Deferred[None], ...] = ()  # who waits to send more
     _deciding: Deferred[None] | None = None  # while an `accept` takes its time
     _is_paused = False  # the transport holds more than it likes
     _abort_timer: Timer | None = None
@@ -175,7 +182,9 @@ class ServerConnection(WebSocketServerProtocol):  # type: ignore[misc]
         is_secure = ISSLTransport.providedBy(self.transport)
         if not origin_allowed(origin, host, factory.origins, is_secure=is_secure):
             raise Refused(403, f"origin {origin!a} is not allowed at {host!a}")
-        accepted: Deferred[Accepted] = maybeDeferred(cast(Any, factory.accept), handshake)
+        accepted: Deferred[Accepted] = maybeDeferred(
+            cast(Any, self.accept or factory.accept), handshake
+        )
         decided = accepted.addCallback(self._begin, handshake, key)
         decided.addErrback(self._not_accepted)
         if not decided.called:
@@ -198,7 +207,7 @@ class ServerConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if subprotocol is not None and subprotocol not in handshake.subprotocols:
             raise LocalProtocolError(f"{subprotocol!r} was not offered")
         extension = self._agree_on_extension(handshake) if factory.limits.deflate else None
-        self.transport.write(switching_protocols(key, subprotocol, extension))
+        self.transport.write(switching_protocols(key, subprotocol, extension, self.fields))
         self.state = OPEN
         self.openHandshakeTimeoutCall.cancel()
         del self.openHandshakeTimeoutCall
@@ -391,6 +400,41 @@ class ServerConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def resumeProducing(self) -> None:
         self._is_paused = False
+        self._make_room()
+
+    def drained(self) -> Deferred[None]:
+        """Fires when more may be sent, or nothing any more; cancelling is safe."""
+        waiting: Deferred[None] = Deferred(self._forget_sender)
+        if self._is_paused and self.state == OPEN:
+            self._senders += (waiting,)
+        else:
+            waiting.callback(None)
+        return waiting
+
+    def _forget_sender(self, waiting: Deferred[None]) -> None:
+        self._senders = tuple(sender for sender in self._senders if sender is not waiting)
+
+    def _make_room(self) -> None:
+        senders, self._senders = self._senders, ()
+        for waiting in senders:
+            waiting.callback(None)
+
+    def pause_reading(self) -> None:
+        """Too much is unhandled: reads no more, and so expects no pongs either."""
+        self._is_reading = False
+        self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """The end of `pause_reading`."""
+        self._is_reading = True
+        self.transport.resumeProducing()
+
+    def onAutoPingTimeout(self) -> None:
+        if self._is_reading:
+            super().onAutoPingTimeout()
+        else:  # the pong may have come; as long as nothing is read, TCP alone watches the peer
+            self.autoPingTimeoutCall = None
+            self._sendAutoPing()
 
     def stopProducing(self) -> None:
         """The connection is lost; `connectionLost` follows."""
@@ -434,6 +478,7 @@ class ServerConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.state = _CLOSED
         self.data = b""
+        self._make_room()
         if self._deciding is not None:
             self._deciding.cancel()
         for timer in (

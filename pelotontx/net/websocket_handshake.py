@@ -93,8 +93,10 @@ def _items(value: str) -> list[str]:
     return [item for piece in value.split(",") if (item := piece.strip(" \t"))]
 
 
-def switching_protocols(key: str, subprotocol: str | None, extension: str | None) -> bytes:
-    """The 101 (RFC 6455, 4.2.2)."""
+def switching_protocols(
+    key: str, subprotocol: str | None, extension: str | None, fields: bytes = b""
+) -> bytes:
+    """The 101 (RFC 6455, 4.2.2); `fields` are further header lines."""
     accept = b64encode(sha1(key.encode() + _ACCEPT_GUID).digest())
     chosen = b""
     if subprotocol is not None:
@@ -103,7 +105,7 @@ def switching_protocols(key: str, subprotocol: str | None, extension: str | None
         chosen += b"Sec-WebSocket-Extensions: %b\r\n" % extension.encode()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nServer: pelotontx\r\nUpgrade: websocket\r\n"
-        b"Connection: Upgrade\r\n%bSec-WebSocket-Accept: %b\r\n\r\n" % (chosen, accept)
+        b"Connection: Upgrade\r\n%b%bSec-WebSocket-Accept: %b\r\n\r\n" % (chosen, fields, accept)
     )
 
 

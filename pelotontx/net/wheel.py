@@ -92,8 +92,11 @@ class Wheel:
             for timer in tuple(self._buckets.pop(tick, ())):
                 if timer.is_pending:  # another of this tick may have cancelled it
                     self._fire(timer)
-        if self._buckets and self._wakeup is None:
-            self._schedule(min(self._buckets))
+        if self._buckets:
+            # One that fired may have begun a later one, and with it a wakeup too late for others.
+            first = min(self._buckets)
+            if self._wakeup is None or first < self._wakeup_tick:
+                self._schedule(first)
 
     def _fire(self, timer: Timer) -> None:
         timer.cancel()

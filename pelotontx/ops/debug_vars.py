@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from pelotontx.web.app import App, Request, Response, json
+from pelotontx.web import App, Request, Response, json
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorTime
 
-from pelotontx.web.app import App, Request, Response, json
+from pelotontx.web import App, Request, Response, json
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 

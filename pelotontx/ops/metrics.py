@@ -25,7 +25,7 @@ from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from pelotontx.web.app import App, Request, Response
+from pelotontx.web import App, Request, Response
 
 _LOOK_TIMEOUT_S: Final = 1.0
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

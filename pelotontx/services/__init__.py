@@ -2,6 +2,7 @@
 
 from pelotontx.services.brokers import open_broker
 from pelotontx.services.build import build, callee_service
+from pelotontx.services.development import build_reloading
 from pelotontx.services.phases import Phase, Server
 
-__all__ = ["Phase", "Server", "build", "callee_service", "open_broker"]
+__all__ = ["Phase", "Server", "build", "build_reloading", "callee_service", "open_broker"]

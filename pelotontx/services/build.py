@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
@@ -23,14 +23,16 @@ from pelotontx.backend.supervisor import Supervisor
 from pelotontx.broker.hub import Hub
 from pelotontx.broker.interface import Broker
 from pelotontx.config import CalleeConfig, Config, as_environment, load_kind
+from pelotontx.errors import ConfigError
 from pelotontx.flow import later
 from pelotontx.gateway import juggler
 from pelotontx.net.embedded import EmbeddedValkey
-from pelotontx.net.http import HTTPFactory
-from pelotontx.net.tcp import listen
+from pelotontx.net.http import Handle, HTTPFactory
+from pelotontx.net.systemd import Notifier
 from pelotontx.net.websocket import ServerFactory
 from pelotontx.net.wheel import Wheel
 from pelotontx.ops import debug_vars, health, metrics
+from pelotontx.ops.access_log import AccessLog
 from pelotontx.ops.stalls import StallMonitor
 from pelotontx.services.brokers import open_broker
 from pelotontx.services.limits import (
@@ -43,6 +45,8 @@ from pelotontx.services.limits import (
     uri_limits,
     websocket_limits,
 )
+from pelotontx.services.listeners import Fronts, Listeners, load_certificates
+from pelotontx.services.mounts import Mounts
 from pelotontx.services.phases import Phase, Server
 from pelotontx.services.watch import (
     Watched,
@@ -51,8 +55,10 @@ from pelotontx.services.watch import (
     watch_health,
     watch_metrics,
 )
-from pelotontx.services.web import application
-from pelotontx.web.app import Request as WebRequest
+from pelotontx.services.web import application, request_class
+from pelotontx.web.app import App
+from pelotontx.web.mount import Host
+from pelotontx.web.uploads import DiskSink
 
 _log = Logger(namespace="pelotontx")
 
@@ -62,24 +68,25 @@ _BROKER_WAIT_S = 1.0
 _KILL_GRACE_S = 2.0
 
 
-def build(config: Config, *, reactor: Any, **hooks: Any) -> Server:
+def build(config: Config, *, reactor: Any, instead: App | None = None, **hooks: Any) -> Server:
     """Everything that `config` names, not started.
 
     Args:
         config: checked.
         reactor: everything lives on it.
+        instead: answers all requests in place of what the configuration names.
         hooks: `Server`'s; without `on_failure` a failed start is logged and ends the reactor.
 
     Raises:
         ConfigError: an object that a dotted name stands for is missing or of another kind.
     """
     hooks.setdefault("on_failure", partial(_end, reactor))
-    return _Builder(config, reactor).build(Server(**hooks))
+    return _Builder(config, reactor, instead).build(Server(**hooks))
 
 
 def _end(reactor: Any, error: BaseException) -> None:
     _log.critical("The server cannot start: {error}", error=error)
-    reactor.stop()
+    reactor.callWhenRunning(reactor.stop)
 
 
 def callee_service(
@@ -126,9 +133,10 @@ def callee_service(
 class _Builder:
     """Wires one server; an attribute a part."""
 
-    def __init__(self, config: Config, reactor: Any) -> None:
+    def __init__(self, config: Config, reactor: Any, instead: App | None) -> None:
         self.config = config
         self.reactor = reactor
+        self.instead = instead
         self.wheel = Wheel(reactor)
         self.valkey: EmbeddedValkey | None = None
         url = config.broker.url
@@ -160,20 +168,25 @@ class _Builder:
         self.health = health.Health(reactor, version=pelotontx.__version__)
         self.metrics = metrics.Metrics(reactor)
         self.debug_vars = debug_vars.DebugVars(shown_command_line(sys.argv))
-        self.app = application(
-            config,
-            websockets=self.websockets,
-            health_state=self.health,
-            metrics_registry=self.metrics,
-            variables=self.debug_vars,
+        self.access_log = self._access_log()
+        self.uploads = DiskSink(
+            reactor,
+            folder=config.upload.folder or None,
+            memory_bytes=config.upload.memory_limit_bytes,
+            threads=config.upload.threads,
         )
-        self.http = HTTPFactory(
-            self.app.handle,
-            wheel=self.wheel,
-            clock=reactor,
-            limits=http_limits(config.http),
-            request_class=WebRequest,
+        self.request_class = request_class(config, self.broker.sessions, self.uploads)
+        self.mounts = self._mounts()
+        self.fronts = Fronts(self._http, self._handle)
+        self.listeners = Listeners(
+            reactor,
+            listen=config.server.listen,
+            tables=config.listener,
+            certificates=load_certificates(config.listener),
+            fronts=self.fronts,
             admission=self.admission,
+            wheel=self.wheel,
+            proxies=self.request_class.proxies,
         )
         self.watched = Watched(
             endpoint=self.endpoint,
@@ -181,7 +194,9 @@ class _Builder:
             broker=self.broker,
             events_broker=self.events_broker,
             admission=self.admission,
-            http=self.http,
+            http=self.fronts,
+            listeners=self.listeners,
+            access_log=self.access_log,
             websockets=self.websockets,
             stalls=StallMonitor(reactor),
         )
@@ -196,6 +211,10 @@ class _Builder:
     def build(self, server: Server) -> Server:
         stalls = self.watched.stalls
         server.add(Phase("stall monitor", start=stalls.start, stop=stalls.stop))
+        if self.access_log is not None:
+            # First, so that it is the last to stop: it writes down what draining answers.
+            server.add(Phase("access log", start=self._open_log, stop=self.access_log.stop))
+            server.on_refresh(self.access_log.reopen)
         server.add(Phase("broker", start=self._start_broker, stop=self._stop_broker))
         server.add(
             Phase(
@@ -207,14 +226,19 @@ class _Builder:
             )
         )
         server.add(Phase("hub", start=self._start_hub, stop=self._stop_hub))
+        server.add(Phase("uploads", start=self._check_uploads, stop=self.uploads.stop))
+        server.add(Phase("mounts", start=self.mounts.start, stop=self.mounts.stop))
         server.add(Phase("clients", stop=self._tell_clients))
         server.add(
             Phase(
                 "listeners",
-                start=lambda: Deferred.fromCoroutine(self._listen(server.ports)),
+                start=lambda: Deferred.fromCoroutine(self.listeners.start(server.ports)),
                 stop=lambda: self._unlisten(server.ports),
             )
         )
+        server.on_refresh(self.listeners.refresh)
+        notifier = Notifier(self.reactor, os.environ)
+        server.add(Phase("systemd", start=notifier.ready, stop=notifier.stopping))
         return server
 
     # Phases
@@ -264,23 +288,67 @@ class _Builder:
         return gatherResults(
             [
                 Deferred.fromCoroutine(self.endpoint.drain(timeout_s)),
-                self.http.drain(timeout_s),
+                self.fronts.drain(timeout_s),
+                self.mounts.drain(timeout_s),
             ]
         )
 
-    async def _listen(self, ports: list[IListeningPort]) -> None:
-        for description in self.config.server.listen:
-            port = await listen(self.reactor, description, self.http)
-            ports.append(port)
-            _log.info("Listening on {address}", address=_shown(port, description))
+    def _check_uploads(self) -> None:
+        folder = self.config.upload.folder
+        if folder and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError("upload.folder", f"{folder} is no folder that can be written to")
+
+    def _open_log(self) -> None:
+        assert self.access_log is not None
+        try:
+            self.access_log.start()
+        except ConfigError as error:
+            raise ConfigError("access_log.path", str(error)) from None
 
     def _unlisten(self, ports: list[IListeningPort]) -> Deferred[Any]:
         self.health.is_stopping = True
-        closing = [maybeDeferred(port.stopListening) for port in ports]
-        ports.clear()
-        return DeferredList(closing, consumeErrors=True)
+        return self.listeners.stop(ports)
 
     # Parts
+
+    def _access_log(self) -> AccessLog | None:
+        config = self.config.access_log
+        if not config.path:
+            return None
+        return AccessLog(self.reactor, config.path, format=config.format, query=config.query)
+
+    def _mounts(self) -> Mounts:
+        host = Host(
+            reactor=self.reactor,
+            wheel=self.wheel,
+            websocket_limits=websocket_limits(self.config.websocket),
+            origins=self.config.websocket.origins,
+            admission=self.admission,
+        )
+        return Mounts(self.config, host)
+
+    def _handle(self, serves: str) -> Handle:
+        app = self.instead or application(
+            self.config,
+            websockets=self.websockets,
+            health_state=self.health,
+            metrics_registry=self.metrics,
+            variables=self.debug_vars,
+            mounts=self.mounts,
+            serves=serves,
+        )
+        return app.handle
+
+    def _http(self, handle: Handle) -> HTTPFactory:
+        return HTTPFactory(
+            handle,
+            wheel=self.wheel,
+            clock=self.reactor,
+            limits=http_limits(self.config.http),
+            request_class=self.request_class,
+            admission=self.admission,
+            on_answered=None if self.access_log is None else self.access_log.answered,
+        )
 
     def _endpoint(self) -> juggler.JugglerEndpoint:
         config = self.config
@@ -345,12 +413,3 @@ class _Builder:
         )
         self.watched.processes[name, config.object] = supervisor.state
         return supervisor
-
-
-def _shown(port: IListeningPort, description: str) -> str:
-    host: Any = port.getHost()
-    if hasattr(host, "port"):
-        name = f"[{host.host}]" if ":" in host.host else host.host
-        scheme = "https" if description.startswith("ssl:") else "http"
-        return f"{scheme}://{name}:{host.port}/"
-    return f"unix:{getattr(host, 'name', host)}"

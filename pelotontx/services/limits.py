@@ -15,6 +15,7 @@ from pelotontx.config import (
     HttpConfig,
     RpcConfig,
     ServerConfig,
+    UploadConfig,
     UriConfig,
     WebSocketConfig,
 )
@@ -22,6 +23,7 @@ from pelotontx.gateway import juggler
 from pelotontx.net.admission import Admission
 from pelotontx.net.http import HTTPLimits
 from pelotontx.net.websocket import WebSocketLimits
+from pelotontx.web.forms import FormLimits
 from pelotontx.wire.glob import GlobTable
 from pelotontx.wire.http import HeadLimits
 from pelotontx.wire.juggler import JsonLimits
@@ -52,6 +54,18 @@ def http_limits(config: HttpConfig) -> HTTPLimits:
         pipelined_bytes=config.pipeline_limit_bytes,
         unread_s=config.write_idle_timeout_s,
         unread_bytes=config.write_buffer_limit_bytes,
+    )
+
+
+def form_limits(config: UploadConfig) -> FormLimits:
+    """The section ``[upload]`` as `web.forms` wants it."""
+    return FormLimits(
+        body_bytes=config.body_limit_bytes,
+        fields=config.fields_limit,
+        fields_bytes=config.fields_limit_bytes,
+        field_bytes=config.field_limit_bytes,
+        files=config.files_limit,
+        part_head_bytes=config.part_head_limit_bytes,
     )
 
 

@@ -56,11 +56,21 @@ class Server(MultiService):
         self._phases: list[Phase] = []
         self._started: list[Phase] = []
         self._starting = Tasks()
+        self._looks: list[Callable[[], object]] = []
         self.started: Deferred[None] = Deferred()
 
     def add(self, phase: Phase) -> None:
         """Appends a phase."""
         self._phases.append(phase)
+
+    def on_refresh(self, look: Callable[[], object]) -> None:
+        """Has `refresh` call `look`."""
+        self._looks.append(look)
+
+    def refresh(self) -> None:
+        """Looks at once at files that may have been exchanged: certificates, logs."""
+        for look in self._looks:
+            look()
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]

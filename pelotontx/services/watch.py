@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from time import time
 from typing import Any, Final
 
 import pelotontx
@@ -15,14 +16,15 @@ from pelotontx.broker.interface import Broker, Caller
 from pelotontx.config import Config, without_password
 from pelotontx.gateway.juggler import JugglerEndpoint
 from pelotontx.net.admission import Admission
-from pelotontx.net.http import HTTPFactory
 from pelotontx.net.kept import ProcessState
 from pelotontx.net.tcp import unsent_bytes
 from pelotontx.net.websocket import ServerFactory
+from pelotontx.ops.access_log import AccessLog
 from pelotontx.ops.debug_vars import DebugVars
 from pelotontx.ops.health import Health
 from pelotontx.ops.metrics import Histogram, Labelled, Metrics
 from pelotontx.ops.stalls import StallMonitor
+from pelotontx.services.listeners import Fronts, Listeners
 from pelotontx.wire import juggler
 
 _READ: Final = (juggler.CALL, juggler.PUB, juggler.SUB, juggler.UNSB)
@@ -46,6 +48,7 @@ class Watched:
     Attributes:
         broker: for calls and results.
         events_broker: for events; may be the same.
+        access_log: if there is one.
         callees: those that run in this process, by their name and their object's.
         processes: the states of supervised processes, by what they are for: name and object.
     """
@@ -55,9 +58,11 @@ class Watched:
     broker: Broker
     events_broker: Broker
     admission: Admission
-    http: HTTPFactory
+    http: Fronts
+    listeners: Listeners
     websockets: ServerFactory
     stalls: StallMonitor
+    access_log: AccessLog | None = None
     callees: dict[tuple[str, str], CalleeService] = field(default_factory=dict)
     processes: dict[tuple[str, str], Callable[[], Sequence[ProcessState]]] = field(
         default_factory=dict
@@ -99,11 +104,14 @@ def watch_metrics(add: Metrics, watched: Watched) -> None:
     _watch_callees(add, watched.callees)
     _watch_processes(add, watched.processes)
     _watch_reactor(add, watched.stalls)
+    _watch_listeners(add, watched.listeners)
+    if watched.access_log is not None:
+        _watch_access_log(add, watched.access_log)
 
 
 def _watch_connections(add: Metrics, watched: Watched) -> None:
     http, websockets, endpoint = watched.http, watched.websockets, watched.endpoint
-    add.gauge("http_connections", "Connections that speak HTTP.", lambda: len(http.connections))
+    add.gauge("http_connections", "Connections that speak HTTP.", lambda: http.connections)
     add.gauge("websocket_connections", "Open WebSockets.", lambda: len(websockets.connections))
     add.gauge(
         "websocket_unsent_bytes",
@@ -286,6 +294,29 @@ def _watch_reactor(add: Metrics, stalls: StallMonitor) -> None:
         stalls.lateness,
     )
     add.gauge("reactor_stall_max_seconds", "The longest of them.", lambda: stalls.longest_s)
+
+
+def _watch_listeners(add: Metrics, listeners: Listeners) -> None:
+    add.counter(
+        "handshakes_failed",
+        "Connections that ended in TLS's handshake or in a PROXY header.",
+        listeners.handshakes_failed,
+    )
+    add.gauges(
+        "certificate_expiry_seconds",
+        "Until a listener's certificate expires, by its file.",
+        ["certificate"],
+        lambda: {(path,): at_s - time() for path, at_s in listeners.expiry().items()},
+    )
+
+
+def _watch_access_log(add: Metrics, log: AccessLog) -> None:
+    add.counter("access_log_lines", "Lines of the access log.", lambda: log.written)
+    add.counter(
+        "access_log_lines_dropped",
+        "Lines that were not written: the disk is full, or too slow.",
+        lambda: log.dropped,
+    )
 
 
 def shown_command_line(words: Sequence[str]) -> list[str]:

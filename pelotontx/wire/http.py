@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the wire: heads, framing, chunks, response lines, and the routing table. Pure.
+"""HTTP/1.1 on the wire: heads, framing, chunks, response lines. Pure.
 
     request   method SP target SP "HTTP/1." ("0" | "1") CRLF *(name ":" value CRLF) CRLF [body]
     body      Content-Length bytes, or chunks: hex size [";" extension] CRLF data CRLF ... 0 CRLF
@@ -6,16 +6,15 @@
 
 Heads are judged by llhttp (through httptools) and then by the rules of RFC 9112 that llhttp leaves
 to its user, so that no request is accepted that two readers could frame differently. `net.http`
-drives this; `web.app` builds its `Routes`.
+drives this.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -30,9 +29,6 @@ REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
 
 #: The length of a body that comes in chunks.
 CHUNKED = -1
-
-#: The longest path that is matched against routes: backtracking grows with it, names do not.
-ROUTED_PATH_LIMIT = 2048
 
 #: Chunk extensions and trailers are read and dropped; more than this is an attack.
 _CHUNK_LINE_BYTES = 256
@@ -59,6 +55,18 @@ _FRAMING = re.compile(
     rb"\r\n(host|connection|content-length|transfer-encoding|expect|upgrade):"
     rb"[ \t]*([^\r]*?)[ \t]*(?=\r)",
     re.I,
+)
+#: What would frame or route a message anew if somebody took trailers for fields of the head.
+_FRAMING_NAMES = frozenset({b"content-length", b"transfer-encoding", b"host"})
+#: What frames, routes, authenticates, caches or explains a message comes before its content.
+_NEVER_TRAILERS = frozenset(
+    {"accept-ranges", "age", "allow", "alt-svc", "authorization", "cache-control"}
+    | {"connection", "content-encoding", "content-language", "content-length"}
+    | {"content-location", "content-range", "content-type", "cookie", "date", "expect"}
+    | {"expires", "host", "keep-alive", "last-modified", "location", "max-forwards", "pragma"}
+    | {"proxy-authenticate", "proxy-authorization", "proxy-connection", "range", "retry-after"}
+    | {"server", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade", "vary", "via"}
+    | {"warning", "www-authenticate"}
 )
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 
@@ -179,8 +187,10 @@ def read_head(head: bytes, method: bytes, rest: bytes, limits: HeadLimits) -> Fr
         if _VERSION.match(rest):
             raise RefusedRequest(505, "HTTP/1.0 and HTTP/1.1 are spoken here")
         raise RefusedRequest(400, "malformed request line")
-    if method not in METHODS and method[:1].isupper() and _TOKEN.fullmatch(method):
-        raise RefusedRequest(501, "method not implemented")
+    if method not in METHODS:
+        if method[:1].isupper() and _TOKEN.fullmatch(method):
+            raise RefusedRequest(501, "method not implemented")
+        raise RefusedRequest(400, "malformed request line")  # llhttp skips what precedes a method
     _judge.judge(head)
     try:
         framing = _read_fields(rest)
@@ -314,19 +324,24 @@ def _unquoted(path: bytes) -> str:
 
 
 class SizedBody:
-    """A body of known length; the same surface as `ChunkedBody`."""
+    """A body of known length; the same surface as `ChunkedBody`.
 
-    __slots__ = ("_left", "complete")
+    Attributes:
+        left: bytes that have not come.
+        complete: all have.
+    """
+
+    __slots__ = ("complete", "left")
 
     def __init__(self, length: int) -> None:
         self.complete = not length
-        self._left = length
+        self.left = length
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         """Takes bytes; returns pieces of the body, and the bytes after the body's end."""
-        piece = data[: self._left]
-        self._left -= len(piece)
-        self.complete = not self._left
+        piece = data[: self.left]
+        self.left -= len(piece)
+        self.complete = not self.left
         return [piece], data[len(piece) :]
 
 
@@ -404,6 +419,8 @@ class ChunkedBody:
             name, colon, value = line.partition(b":")
             if not colon or not _TOKEN.fullmatch(name) or _VALUE_FORBIDDEN_BYTES.search(value):
                 raise RefusedRequest(400, "malformed trailers")
+            if name.lower() in _FRAMING_NAMES:
+                raise RefusedRequest(400, "framing in trailers")
         self.complete = True
         return end + 4
 
@@ -425,6 +442,19 @@ def response_field(name: str, value: str) -> bytes:
         raise LocalProtocolError(f"the value of {name} does not fit ISO 8859-1") from None
 
 
+def trailer_name(name: str) -> str:
+    """The name of a field that may follow a body (RFC 9110, 6.5.1).
+
+    Raises:
+        LocalProtocolError: not a token, or a field that must be known before the body.
+    """
+    if not _TOKEN_TEXT.fullmatch(name):
+        raise LocalProtocolError(f"not a trailer name: {name!r}")
+    if name.lower() in _NEVER_TRAILERS:
+        raise LocalProtocolError(f"{name} cannot follow a body")
+    return name
+
+
 def status_line(status: int) -> bytes:
     """The first line of a response, with CRLF.
 
@@ -444,155 +474,3 @@ def split_fields(head: bytes) -> list[tuple[str, str]]:
         name, _, value = line.partition(":")
         pairs.append((name.lower(), value.strip(" \t")))
     return pairs
-
-
-Target = TypeVar("Target")
-
-_NAMED = re.compile(r"\(\?P<\w+>")
-#: What cannot be joined with other patterns: references by number or name, inline flags.
-_UNJOINABLE = re.compile(r"\\[1-9]|\(\?P=|\(\?\(|\(\?[aiLmsux-]+[):]|\(\?\#")
-
-
-class Route(Generic[Target]):
-    """One route: a pattern for the whole path, and what it leads to."""
-
-    __slots__ = ("method", "names", "pattern", "regex", "target")
-
-    def __init__(self, method: str, pattern: str, target: Target) -> None:
-        self.method = method
-        self.pattern = pattern
-        self.target = target
-        self.regex = re.compile(pattern)
-        by_index = {index: name for name, index in self.regex.groupindex.items()}
-        self.names = tuple(by_index.get(index) for index in range(1, self.regex.groups + 1))
-
-
-#: A match: the route's target, positional captures, named captures.
-Match = tuple[Target, tuple[Any, ...], dict[str, Any]]
-
-
-class Routes(Generic[Target]):
-    """Routes of one method, in order; the first that matches the path wins.
-
-    Patterns are matched from the start of the path, as `re.match` does, and joined into one
-    regular expression; paths without anything to capture are looked up in a table.
-    """
-
-    def __init__(self, routes: Iterable[Route[Target]]) -> None:
-        self._fixed: dict[str, Match[Target]] = {}
-        self._parts: list[tuple[Callable[[str], Any], dict[int, tuple[Any, ...]]]] = []
-        earlier: list[Route[Target]] = []
-        joinable: list[Route[Target]] = []
-        for route in routes:
-            literal = _literal(route.pattern)
-            if literal is not None and not any(other.regex.match(literal) for other in earlier):
-                self._fixed.setdefault(literal, (route.target, (), {}))
-                earlier.append(route)
-                continue
-            earlier.append(route)
-            if _UNJOINABLE.search(route.pattern):
-                self._join(joinable)
-                joinable = []
-                self._join([route], alone=True)
-            else:
-                joinable.append(route)
-        self._join(joinable)
-
-    def _join(self, routes: list[Route[Target]], *, alone: bool = False) -> None:
-        if not routes:
-            return
-        table: dict[int, tuple[Any, ...]] = {}
-        index = 1
-        for route in routes:
-            after = index + len(route.names)
-            names = route.names if any(route.names) else ()
-            table[0 if alone else after] = (route.target, tuple(range(index, after)), names)
-            index = after + 1
-        if alone:
-            self._parts.append((routes[0].regex.match, table))
-            return
-        # The empty group at an alternative's end closes last: `lastindex` names the alternative.
-        patterns = [(_stem(route.pattern), f"{_bare(route.pattern)}()") for route in routes]
-        self._parts.append((re.compile(_alternatives(patterns, 0)).match, table))
-
-    def match(self, path: str) -> Match[Target] | None:
-        """The first route that matches, or None; paths past `ROUTED_PATH_LIMIT` match nothing."""
-        fixed = self._fixed.get(path)
-        if fixed is not None:
-            return fixed
-        if len(path) > ROUTED_PATH_LIMIT:
-            return None
-        for matcher, table in self._parts:
-            found = matcher(path)
-            if found is None:
-                continue
-            target, spots, names = table[found.lastindex] if 0 not in table else table[0]
-            if not names:
-                if len(spots) == 1:
-                    return target, (found.group(spots[0]),), {}
-                return target, found.group(*spots) if spots else (), {}
-            values = [found.group(spot) for spot in spots]
-            return (
-                target,
-                tuple(value for value, name in zip(values, names, strict=True) if not name),
-                {name: value for value, name in zip(values, names, strict=True) if name},
-            )
-        return None
-
-
-def _bare(pattern: str) -> str:
-    """A pattern that can stand among alternatives: anchored by `match`, its groups unnamed."""
-    pattern = _NAMED.sub("(", pattern)
-    if "|" in pattern:
-        return f"(?:{pattern})"
-    return pattern.removeprefix("^")
-
-
-def _stem(pattern: str) -> str:
-    """The plain characters that a pattern begins with."""
-    if "|" in pattern:
-        return ""
-    stem = re.match(r"(?:[\w/-](?![*+?{]))*", pattern.removeprefix("^"), re.ASCII)
-    return stem[0] if stem else ""
-
-
-def _alternatives(patterns: list[tuple[str, str]], depth: int) -> str:
-    """Joins (stem, pattern) pairs in order; neighbours share what their stems have in common.
-
-    A path is then compared with a stem once, not once for each route that begins with it.
-    """
-    joined: list[str] = []
-    while patterns:
-        stem = patterns[0][0]
-        size = 1
-        shared = len(stem)
-        while size < len(patterns) and len(stem) > depth:
-            common = _common(stem[:shared], patterns[size][0])
-            if common <= depth:
-                break
-            shared = common
-            size += 1
-        run, patterns = patterns[:size], patterns[size:]
-        if size == 1:
-            joined.append(run[0][1][depth:])
-        else:
-            joined.append(f"{stem[depth:shared]}(?:{_alternatives(run, shared)})")
-    return "|".join(joined)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts have in common from the start."""
-    size = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        size += 1
-    return size
-
-
-def _literal(pattern: str) -> str | None:
-    """The one path that a pattern matches, if it is that simple."""
-    if not (pattern.startswith("^") and pattern.endswith("$")):
-        return None
-    inner = pattern[1:-1].replace(r"\.", "\0").replace(r"\-", "-")
-    return None if re.search(r"[\\.^$*+?{}\[\]|()]", inner) else inner.replace("\0", ".")

@@ -62,6 +62,16 @@ def test_fanout_delivers_every_event_to_every_subscriber(tmp_path: Path) -> None
         assert system["deliveries"] > 0
 
 
+def test_upload_measures_memory_and_stalls(tmp_path: Path) -> None:
+    path = tmp_path / "upload.json"
+    peers = ("--without", "starlette", "--without", "twisted.web")
+    done = run("upload.py", "--mib", "2", "--rounds", "1", *peers, "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    medians = json.loads(path.read_text())["medians"]
+    assert set(medians) == {"ours", "ours, stored"}
+    assert all(system["mib_s"] > 0 for system in medians.values())
+
+
 def test_gateway_compares_hooks_and_middlewares_with_none(tmp_path: Path) -> None:
     path = tmp_path / "gateway.json"
     done = run("gateway.py", "--quick", "--json", str(path))

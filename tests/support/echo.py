@@ -18,7 +18,7 @@ from pelotontx.net.http import Upgrade
 from pelotontx.net.websocket import Handshake, ServerFactory
 from pelotontx.net.wheel import Wheel
 from pelotontx.services.limits import websocket_limits
-from pelotontx.web.app import App, Request
+from pelotontx.web import App, Request
 
 app = App()
 

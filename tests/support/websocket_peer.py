@@ -91,7 +91,7 @@ class Reactor:
 
     def removeReader(self, reader: Any) -> None: ...
 
-    removeWriter = removeReader
+    addReader = removeWriter = removeReader
 
     def turn(self) -> None:
         dirty, self.dirty = self.dirty, []

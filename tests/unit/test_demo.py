@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from pelotontx.demo import callee
 from pelotontx.demo.page import CONTENT_SECURITY_POLICY, Asset, assets, routes
 from pelotontx.errors import CallFailed
-from pelotontx.web.app import Request
+from pelotontx.web import Request
 from pelotontx.wire.http import Framing
 
 

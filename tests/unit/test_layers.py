@@ -28,6 +28,7 @@ RANKS = {
     "services": 5,
     "tap": 6,
     "cli": 6,
+    "httpd": 6,
     "__main__": 7,
 }
 
@@ -119,7 +120,7 @@ def test_wire_has_no_io_clock_or_logging(module: str) -> None:
 
 
 # The outermost rooms, and the demo inside a function, as a user's own code does.
-GLOBAL_REACTOR = {"pelotontx.tap", "pelotontx.cli", "pelotontx.demo.callee"}
+GLOBAL_REACTOR = {"pelotontx.tap", "pelotontx.cli", "pelotontx.httpd", "pelotontx.demo.callee"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from pelotontx.net.http import Upgrade
 from pelotontx.net.websocket import ServerFactory
-from pelotontx.web.app import App, Request, Response, text
+from pelotontx.web import App, Request, Response, text
 
 
 def routes(path: str, factory: ServerFactory) -> App:

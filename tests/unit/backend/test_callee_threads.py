@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from pelotontx.backend.threads import ThreadPool
 from pelotontx.errors import BrokerUnavailable, InvalidArguments, LocalProtocolError
+from pelotontx.net.threads import ThreadPool
 from tests.unit.backend.callee_case import (
     THREAD_TIMEOUT_S,
     CalleeCase,

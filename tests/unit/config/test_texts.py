@@ -44,6 +44,7 @@ class UnusableValueTests(ConfigTestCase):
                 'server.listen: "8080": must be a Twisted endpoint such as "tcp:8080',
             ),
             ('[server]\nlisten = ["tcp:99999"]', 'server.listen: "tcp:99999": must be a Twisted'),
+            ('[server]\nproxies = ["host"]', 'server.proxies: "host": must be an address or a'),
             ('[paths]\nhealth = "health"', 'paths.health: "health": must be a path that starts'),
             ('[web]\napp = "shop.web"', 'web.app: "shop.web": must be a dotted name "module:'),
             ('[[callee]]\nobject = ""', 'callee[0].object: "": must be a dotted name "module:'),
@@ -173,3 +174,40 @@ class SecretTests(ConfigTestCase):
     def test_the_repr_does_not_hold_the_password(self) -> None:
         config = self.load(overrides={"broker.url": "redis://:secret@db"})
         self.assertNotIn("secret", repr(config))
+
+    def test_no_error_shows_a_part_of_a_hidden_secret(self) -> None:
+        for value in ("short-4711", "with a space in it, yet 4711 4711 4711", "4711" * 300):
+            for message in (
+                self.error(f'[session]\nsecret = "{value}"'),
+                self.error(f'[session]\nsecret = ["{value}"]'),
+                self.error(f'[session]\nold_secrets = "{value}"'),
+                self.error(f'[session]\nold_secrets = ["{value}"]'),
+                self.error(f'[session]\nold_secrets = [["{value}"]]'),
+                self.error(environ={"PELOTON_SESSION__SECRET": value}),
+                self.error(environ={"PELOTON_SESSION__OLD_SECRETS": f"[{value}"}),
+            ):
+                self.assertNotIn("4711", message)
+                self.assertIn("at least 32 characters", message)
+
+    def test_a_hidden_secret_is_read_and_not_in_the_repr(self) -> None:
+        old = [f"old-secret-{n}-of-at-least-32-characters" for n in range(2)]
+        config = self.load(
+            environ={
+                "PELOTON_SESSION__SECRET": "4711" * 8,
+                "PELOTON_SESSION__OLD_SECRETS": ",".join(old),
+            }
+        )
+        self.assertEqual(config.session.secret, "4711" * 8)
+        self.assertEqual(config.session.old_secrets, tuple(old))
+        self.assertNotIn("4711", repr(config))
+        self.assertNotIn("old-secret", repr(config))
+
+    def test_a_cookie_name_is_a_plain_word(self) -> None:
+        self.assertEqual(self.load('[session]\ncookie = "shop-1_id"').session.cookie, "shop-1_id")
+        for name in ("", "a b", "a=b", "a;b", "\u00e9", "__Host-" + "x" * 64):
+            message = self.error(overrides={"session.cookie": name})
+            self.assertIn('must be letters, digits, "-" and "_"', message)
+
+    def test_a_session_is_not_idle_for_longer_than_it_lives(self) -> None:
+        message = self.error('[session]\nlifetime = "10m"')
+        self.assertIn("must be at least session.idle_timeout", message)

@@ -259,13 +259,23 @@ class StreamTests(HTTPCase):
         self.assertTrue(answer.endswith(b"Content-Length: 3\r\n\r\nabc"))
 
     def test_stream_of_wrong_length_aborts(self) -> None:
-        for length in (2, 4):
-            answer = self.pieces(b"abc")(self.requests and self.requests[0])  # type: ignore[arg-type]
+        for length, pieces in ((4, (b"abc",)), (4, (b"abc", b"de"))):
+            answer = self.pieces(*pieces)(self.requests and self.requests[0])  # type: ignore[arg-type]
             answer.length = length
             self.results["/"] = answer
             _, wire = self.exchange(GET)
             self.assertTrue(wire.aborted)
         self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 2)
+
+    def test_stream_that_fails_before_its_first_byte_gives_500(self) -> None:
+        answer = self.pieces(b"abc")(self.requests and self.requests[0])  # type: ignore[arg-type]
+        answer.length = 2
+        self.results["/"] = answer
+        data, wire = self.exchange(GET)
+        self.assertTrue(data.startswith(b"HTTP/1.1 500 "))
+        self.assertEqual(data.count(b"HTTP/1.1"), 1)
+        self.assertFalse(wire.ended)
+        self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 1)
 
     def test_failing_stream_aborts_instead_of_ending_cleanly(self) -> None:
         async def body() -> AsyncIterator[bytes]:

@@ -15,14 +15,13 @@ from pelotontx.errors import SlowConsumer
 from pelotontx.net.http import (
     SLICE_BYTES,
     BodyWriter,
-    HTTPConnection,
     HTTPLimits,
     Request,
     Response,
     Upgrade,
 )
-from pelotontx.net.tcp import UNIXServer, is_gone, unsent_bytes
-from tests.support.http_case import GET, HTTPCase
+from pelotontx.net.tcp import is_gone, unsent_bytes
+from tests.support.http_case import GET, HTTPCase, SocketCase
 
 SLOW = GET.replace(b"/ ", b"/slow ")
 
@@ -47,7 +46,7 @@ class HalfCloseTests(HTTPCase):
         connection, wire = self.connect()
         connection.dataReceived(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf")
         connection.readConnectionLost()
-        self.assertTrue(wire.disconnecting)
+        self.assertTrue(wire.ended)
         self.assertEqual((wire.taken(), self.requests), (b"", []))
 
     def test_answer_in_progress_is_finished_and_is_the_last(self) -> None:
@@ -138,46 +137,6 @@ class HalfCloseTests(HTTPCase):
         self.assertFalse(wire.disconnecting)
         connection.readConnectionLost()
         self.assertTrue(wire.disconnecting)
-
-
-class SocketCase(HTTPCase):
-    """A connection over a socket pair, in turns of the fake reactor."""
-
-    def open(self, send_buffer_bytes: int = 0) -> tuple[HTTPConnection, socket.socket]:
-        ours, peer = socket.socketpair()
-        self.addCleanup(ours.close)
-        self.addCleanup(peer.close)
-        peer.setblocking(False)
-        if send_buffer_bytes:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-        connection = self.factory.buildProtocol(None)
-        assert connection is not None
-        transport: Any = UNIXServer(ours, connection, "peer", None, 0, self.clock)
-        connection.makeConnection(transport)
-        return connection, peer
-
-    def turn(self, seconds: float = 0) -> None:
-        """Lets time pass in ticks of the wheel, with a turn of the reactor after each."""
-        self.clock.turn()
-        for _ in range(round(seconds * 10)):
-            self.clock.advance(0.1)
-            self.clock.turn()
-
-    def read(self, peer: socket.socket) -> bytes:
-        """What has come; all of it if the connection has ended."""
-        received = b""
-        while True:
-            self.turn()
-            try:
-                data = peer.recv(1 << 20)
-            except BlockingIOError:
-                return received
-            if not data:
-                return received
-            received += data
-
-    def is_open(self, connection: HTTPConnection) -> bool:
-        return connection in self.factory.connections
 
 
 class LeavingTests(SocketCase):

@@ -52,6 +52,13 @@ class WheelTests(SynchronousTestCase):
         self.clock.advance(1.2)
         self.assertEqual(self.fired, ["soon"])
 
+    def test_a_timer_that_begins_a_later_one_does_not_put_off_the_next(self) -> None:
+        self.wheel.call_later(1, self.wheel.call_later, 60, self.fired.append, "late")
+        self.wheel.call_later(2, self.fired.append, "soon")
+        self.clock.pump([0.1] * 22)
+        self.assertEqual(self.fired, ["soon"])
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+
     def test_one_delayed_call_serves_all_and_none_is_left_when_idle(self) -> None:
         for n in range(1000):
             self.wheel.call_later(n / 100, self.fired.append, n)

@@ -18,14 +18,17 @@ from pelotontx.broker.memory import MemoryBroker
 from pelotontx.config.sections import BrokerConfig, Config, ServerConfig
 from pelotontx.gateway.juggler import JugglerEndpoint
 from pelotontx.net.admission import Admission
-from pelotontx.net.http import HTTPFactory
+from pelotontx.net.http import HTTPFactory, Response
 from pelotontx.net.kept import ProcessState
+from pelotontx.net.tls import Certificates
 from pelotontx.net.websocket import ServerFactory
 from pelotontx.net.wheel import Wheel
+from pelotontx.ops.access_log import AccessLog
 from pelotontx.ops.debug_vars import DebugVars
 from pelotontx.ops.health import Health
 from pelotontx.ops.metrics import Metrics
 from pelotontx.ops.stalls import StallMonitor
+from pelotontx.services.listeners import Fronts, Listeners
 from pelotontx.services.watch import (
     Watched,
     shown_command_line,
@@ -34,6 +37,7 @@ from pelotontx.services.watch import (
     watch_metrics,
 )
 from pelotontx.wire import juggler
+from pelotontx.wire.forwarded import Proxies
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 
@@ -55,6 +59,11 @@ JUGGLER_BROKER = {
 }
 
 
+class OneCertificate(Certificates):
+    def expiry(self) -> dict[str, float]:
+        return {"shop.pem": 2e9}
+
+
 class WatchCase(SynchronousTestCase):
     def setUp(self) -> None:
         clock = Clock()
@@ -63,13 +72,29 @@ class WatchCase(SynchronousTestCase):
         self.events_broker = MemoryBroker(clock)
         self.hub = Hub(caller=broker.caller, pubsub=self.events_broker.pubsub, wheel=wheel)
         self.endpoint = JugglerEndpoint(hub=self.hub, clock=clock, wheel=wheel)
+        admission = Admission(clock.seconds)
+        fronts = Fronts(
+            lambda handle: HTTPFactory(handle, wheel=wheel, clock=clock),
+            lambda what: lambda request: Response(200),
+        )
         self.watched = Watched(
             endpoint=self.endpoint,
             hub=self.hub,
             broker=broker,
             events_broker=self.events_broker,
-            admission=Admission(clock.seconds),
-            http=HTTPFactory(lambda request: None, wheel=wheel, clock=clock),  # type: ignore[arg-type]
+            admission=admission,
+            http=fronts,
+            listeners=Listeners(
+                clock,
+                listen=(),
+                tables=(),
+                certificates={0: OneCertificate([])},
+                fronts=fronts,
+                admission=admission,
+                wheel=wheel,
+                proxies=Proxies(),
+            ),
+            access_log=AccessLog(clock, "-"),
             websockets=ServerFactory(clock, wheel=wheel, accept=self.endpoint.accept),
             stalls=StallMonitor(clock),
         )

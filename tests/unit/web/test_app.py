@@ -6,43 +6,11 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.errors import LocalProtocolError
 from pelotontx.net.http import Response, Upgrade
-from pelotontx.web.app import App, HTTPError, Request, html, json, not_found, redirect, text
-from pelotontx.wire.http import HeadLimits, read_head, read_target
-
-
-def request(
-    method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
-) -> Request:
-    fields = {"Host": "a", **(headers or {})}
-    head = f"{method} {target} HTTP/1.1\r\n" + "".join(
-        f"{name}: {value}\r\n" for name, value in fields.items()
-    )
-    raw = f"{head}\r\n".encode()
-    framing = read_head(raw, method.encode(), raw.split(b" ", 2)[2], HeadLimits())
-    parts = read_target(method, target.encode(), framing.host)
-    return Request(None, method, parts, framing, raw, body)
-
-
-class AppCase(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.app = App()
-
-    def ask(
-        self,
-        method: str,
-        target: str,
-        headers: dict[str, str] | None = None,
-        body: bytes = b"",
-    ) -> Response:
-        result = self.app.handle(request(method, target, headers, body))
-        if isinstance(result, Deferred):
-            result = self.successResultOf(result)
-        assert isinstance(result, Response)
-        return result
+from pelotontx.web import App, HTTPError, Request, html, json, not_found, redirect, text
+from tests.support.app_case import AppCase, request
 
 
 class RoutingTests(AppCase):
@@ -100,10 +68,44 @@ class RoutingTests(AppCase):
         self.assertEqual(self.ask("GET", "/b").body, b"late")
         self.assertRaises(ValueError, other.include, self.app)
 
-    def test_bad_pattern_is_told_where_it_is_written(self) -> None:
+    def test_what_is_wrong_with_a_route_is_told_where_it_is_written(self) -> None:
         with self.assertRaises(Exception) as caught:
-            self.app.get(r"^/(")(lambda _: "")
+            self.app.get(r"^/(")
         self.assertEqual(type(caught.exception).__module__, "re")
+        self.assertRaises(ValueError, self.app.get, "/{a:nothing}")
+        self.assertRaises(ValueError, self.app.route, "get", "/")
+        self.assertRaises(ValueError, self.app.converter, "x", "(a)")
+
+    def test_pattern_from_a_slash_is_the_whole_path(self) -> None:
+        self.app.get("/a/{name}")(lambda _, name: name)
+        self.assertEqual(self.body("GET", "/a/b%20c"), "b c")
+        self.assertEqual(self.ask("GET", "/a/b/c").status, 404)
+
+    def test_one_handler_for_several_methods(self) -> None:
+        self.app.route(("PUT", "POST"), "/")(lambda request: request.method)
+        self.assertEqual(self.body("PUT", "/"), "PUT")
+        self.assertEqual(self.body("POST", "/"), "POST")
+        self.assertEqual(self.ask("GET", "/").headers["allow"], "OPTIONS, POST, PUT")
+
+    def test_extra_arguments_stand_between_the_request_and_the_captures(self) -> None:
+        def show(request: Request, *words: str, **named: object) -> str:
+            return f"{words} {named}"
+
+        self.app.get(r"^/(\w)/(?P<x>\w)$", "one", "two", y=3)(show)
+        self.app.get(r"^/$", "one")(show)
+        self.assertEqual(self.body("GET", "/a/b"), "('one', 'two', 'a') {'y': 3, 'x': 'b'}")
+        self.assertEqual(self.body("GET", "/"), "('one',) {}")
+
+    def test_converters_of_an_app(self) -> None:
+        def month(text: str) -> int:
+            return ["jan", "feb"].index(text) + 1
+
+        self.app.converter("month", "[a-z]{3}", month, lambda n: ["jan", "feb"][n - 1])
+        self.app.get("/{m:month}", name="month")(lambda _, m: str(m))
+        self.app.get("/{m}")(lambda _, m: m)
+        self.assertEqual(self.body("GET", "/feb"), "2")
+        self.assertEqual(self.body("GET", "/dec"), "dec")
+        self.assertEqual(self.app.url_for("month", m=1), "/jan")
 
 
 class ReturnTests(AppCase):
@@ -269,34 +271,3 @@ class ErrorTests(AppCase):
         self.app.get(r"^/$")(lambda request: text("", headers={"X": request.argument("x")}))
         self.assertEqual(self.ask("GET", "/?x=a%0d%0ab:c").status, 500)
         self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 1)
-
-
-class RequestTests(SynchronousTestCase):
-    def test_query_is_decoded(self) -> None:
-        asked = request("GET", "/?a=1&a=2&b=%C3%A9&c")
-        self.assertEqual(asked.query, {"a": ["1", "2"], "b": ["é"], "c": [""]})
-        self.assertIs(asked.query, asked.query)
-        self.assertEqual(asked.argument("a"), "2")
-        self.assertEqual(asked.argument("z", "none"), "none")
-
-    def test_query_is_bounded(self) -> None:
-        with self.assertRaises(HTTPError) as caught:
-            _ = request("GET", "/?" + "a&" * 1001).query
-        self.assertEqual(caught.exception.status, 400)
-
-    def test_json_is_decoded_and_checked(self) -> None:
-        asked = request("POST", "/", body=b'{"a": 1}')
-        self.assertEqual(asked.json(), {"a": 1})
-        self.assertEqual(asked.json(dict[str, int]), {"a": 1})
-        for broken in (b"{", b"\xff", b""):
-            with self.assertRaises(HTTPError) as caught:
-                request("POST", "/", body=broken).json()
-            self.assertEqual(caught.exception.status, 400)
-        with self.assertRaises(HTTPError):
-            asked.json(list[int])
-
-    def test_cookies_and_headers_are_read(self) -> None:
-        asked = request("GET", "/", {"Cookie": 'a=1; b="x y"; =bad; a=2', "X-Y": "z"})
-        self.assertEqual(asked.cookies, {"a": "1", "b": "x y"})
-        self.assertEqual((asked.header("x-y"), asked.header("q", "-")), ("z", "-"))
-        self.assertEqual((asked.client, asked.is_secure), ("", False))

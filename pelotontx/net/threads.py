@@ -1,4 +1,4 @@
-"""Threads of a callee's own for functions that block.
+"""Threads of one's own for functions that block: a callee's, a WSGI application's.
 
 The reactor's pool also resolves names: slow functions would keep connections from being made.
 """

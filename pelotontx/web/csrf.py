@@ -1,0 +1,130 @@
+"""Against requests that another site has a browser send: tokens, and a look at the sender.
+
+    csrf.protect(app)
+
+    @app.get(r"^/account$")
+    async def account(request):
+        session = await request.session()
+        return html(f'<form method="post">{csrf.field(session)} ... </form>')
+
+A request that may change something (any but GET, HEAD, OPTIONS and TRACE) must come from a page of
+ours, as far as the browser says (Sec-Fetch-Site, Origin), and bring the token of its session in the
+header X-CSRF-Token or in the field ``csrf_token`` of a form. Otherwise it gets a 403.
+
+Each page shows the token in another mask, so that what is compressed together with it tells nothing
+about it (BREACH). A session has one token until it is rotated.
+
+A body that is read as a stream is not touched here: scripts send the header, and who reads a
+multipart form checks by `check(request, form_field)`, in an app that is not protected.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from hmac import compare_digest
+from html import escape
+from secrets import token_bytes
+from typing import Final
+
+from pelotontx.net.websocket_handshake import origin_allowed
+from pelotontx.web.app import App
+from pelotontx.web.errors import HTTPError
+from pelotontx.web.request import FORM_TYPE, Request
+from pelotontx.web.session import CSRF_FIELD, Session
+
+HEADER: Final = "X-CSRF-Token"
+FIELD: Final = "csrf_token"
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_SECRET_BYTES: Final = 32
+
+
+def token(session: Session) -> str:
+    """The session's token, in a new mask: letters, digits, ``-`` and ``_``."""
+    secret = _secret(session)
+    if secret is None:
+        secret = token_bytes(_SECRET_BYTES)
+        session[CSRF_FIELD] = urlsafe_b64encode(secret).decode("ascii")
+    mask = token_bytes(_SECRET_BYTES)
+    return urlsafe_b64encode(mask + _xor(mask, secret)).rstrip(b"=").decode("ascii")
+
+
+def field(session: Session) -> str:
+    """A hidden field for a form, HTML."""
+    return f'<input type="hidden" name="{FIELD}" value="{escape(token(session))}">'
+
+
+async def check(request: Request, sent: str = "", *, origins: Sequence[str] = ()) -> None:
+    """Refuses a request that another site may have caused.
+
+    Args:
+        request: any; one with a safe method passes.
+        sent: the token, if it is neither in the header nor in a form whose body is complete.
+        origins: other sites whose pages may send requests, such as ``https://shop.example``.
+
+    Raises:
+        HTTPError: 403, it came from elsewhere or its token is wrong; 503, the store of sessions
+            does not answer.
+    """
+    if request.method in _SAFE_METHODS:
+        return
+    if not _is_from_us(request, tuple(origins)):
+        raise HTTPError(403, "This request was sent by a page of another site.")
+    sent = sent or request.header(HEADER) or _form_field(request)
+    if not sent:
+        raise HTTPError(403, f"The token is missing: {FIELD} of the form, or {HEADER}.")
+    secret = _secret(await request.session())
+    if secret is None or not compare_digest(secret, _unmasked(sent)):
+        raise HTTPError(403, "This page is too old. Load it again, and then try once more.")
+
+
+def protect(app: App, *, origins: Sequence[str] = ()) -> None:
+    """Has every request to the routes of an app checked, those of apps within it too.
+
+    Args:
+        app: which.
+        origins: see `check`.
+    """
+    app.before_handler(lambda request: check(request, origins=origins))
+
+
+def _is_from_us(request: Request, origins: tuple[str, ...]) -> bool:
+    """As far as the browser says; from one that says nothing the token must do."""
+    site, origin = request.header("Sec-Fetch-Site"), request.header("Origin")
+    if site in ("same-origin", "none"):
+        return True
+    if site and not origin:
+        return False
+    return origin_allowed(origin, request.host, origins, is_secure=request.is_secure)
+
+
+def _form_field(request: Request) -> str:
+    if not request.is_complete or request.content_type != FORM_TYPE:
+        return ""
+    return request.form_field(FIELD)
+
+
+def _secret(session: Session) -> bytes | None:
+    stored = session.get(CSRF_FIELD)
+    secret = _decoded(stored) if isinstance(stored, str) else b""
+    return secret if len(secret) == _SECRET_BYTES else None
+
+
+def _unmasked(sent: str) -> bytes:
+    """The secret in a token; empty if it is none."""
+    both = _decoded(sent)
+    if len(both) != 2 * _SECRET_BYTES:
+        return b""
+    return _xor(both[:_SECRET_BYTES], both[_SECRET_BYTES:])
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        return b""
+
+
+def _xor(one: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(one, other, strict=True))

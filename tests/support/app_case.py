@@ -1,0 +1,79 @@
+"""Apps without a connection: requests are made here and answered on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from pelotontx.net.http import Response
+from pelotontx.net.http_body import RequestBody
+from pelotontx.web import App, Request
+from pelotontx.wire.http import CHUNKED, HeadLimits, read_head, read_target
+
+
+def request(
+    method: str,
+    target: str,
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    *,
+    kind: type[Request] = Request,
+) -> Request:
+    """A request whose body is there."""
+    fields = {"Host": "a", **(headers or {})}
+    head = f"{method} {target} HTTP/1.1\r\n" + "".join(
+        f"{name}: {value}\r\n" for name, value in fields.items()
+    )
+    raw = f"{head}\r\n".encode()
+    framing = read_head(raw, method.encode(), raw.split(b" ", 2)[2], HeadLimits())
+    parts = read_target(method, target.encode(), framing.host)
+    return kind(None, method, parts, framing, raw, body)
+
+
+def arriving(
+    method: str, target: str, *, length: int | None = None, limit_bytes: int = 1000
+) -> tuple[Request, RequestBody]:
+    """A request whose body is still to come, in chunks if `length` is None, and that body."""
+    name, value = ("Transfer-Encoding", "chunked") if length is None else ("Content-Length", length)
+    asked = request(method, target, {name: str(value)})
+    assert asked.framing.length == (CHUNKED if length is None else length)
+    body = RequestBody(None, length, limit_bytes=limit_bytes)
+    asked.expect(body)
+    return asked, body
+
+
+class AppCase(SynchronousTestCase):
+    """One app, which answers at once.
+
+    Attributes:
+        app: what `ask` asks.
+    """
+
+    def setUp(self) -> None:
+        self.app = App()
+
+    def ask(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> Response:
+        """The app's answer, which waits for nothing."""
+        return self.answer(request(method, target, headers, body))
+
+    def answer(self, asked: Request) -> Response:
+        """Likewise, to a request that was made before."""
+        result = self.app.handle(asked)
+        if isinstance(result, Deferred):
+            result = self.successResultOf(result)
+        assert isinstance(result, Response)
+        return result
+
+    def body(self, method: str, target: str) -> str:
+        """The text of an answer."""
+        answer = self.ask(method, target)
+        assert isinstance(answer.body, bytes)
+        return answer.body.decode()
