@@ -5,6 +5,7 @@
 # make conformance  all of Autobahn's WebSocket cases (a short form is in make test)
 # make docker-check  build docker/'s image in a clean root, without a docker engine, and run it (root)
 # make chaos  the kill tests in full (a short form is in make test)
+# make slow  slow attacks on the HTTP server in full (a short form is in make test)
 # make clean  remove what the others made
 
 PORT ?= 8080
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # A process a core; each file's tests stay together, since they share servers.
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: run test test-reactors lint bench clean debian conformance chaos docker-check
+.PHONY: run test test-reactors lint bench clean debian conformance chaos docker-check slow
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c "import ensurepip" 2>/dev/null || tests/install-debian-packages python3-venv
@@ -33,7 +34,8 @@ run: $(VENV)/.installed
 		--listen tcp:$(PORT):interface=127.0.0.1
 
 debian:
-	tests/install-debian-packages redis-server chromium nodejs nghttp2-client curl openssl
+	tests/install-debian-packages redis-server chromium nodejs nghttp2-client curl openssl \
+		slowhttptest wrk
 
 test: debian $(VENV)/.tests
 	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/integration
@@ -63,8 +65,12 @@ conformance: $(VENV)/.tests
 chaos: debian $(VENV)/.tests
 	$(BIN)/python -m pytest tests/chaos/seeds.py
 
-bench: $(VENV)/.tests
-	$(BIN)/python benchmarks/http_hello.py
+slow: debian $(VENV)/.tests
+	PELOTON_SLOW=all $(BIN)/python -m pytest --capture=no tests/integration/test_slow_http.py
+
+bench: debian $(VENV)/.tests
+	tests/install-debian-packages nginx-light
+	$(BIN)/python benchmarks/http_server.py
 	$(BIN)/python benchmarks/rpc.py
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/gateway.py

@@ -142,6 +142,15 @@ class Server:
         (self._home / "nginx.conf").write_text(text)
         return [_nginx(), "-p", str(self._home), "-c", str(self._home / "nginx.conf")]
 
+    def path(self, work: Work) -> str:
+        """Where this server has the answer; "" if it has none of that kind."""
+        is_file = work.path.startswith("/files/")
+        if self.name == "nginx return":
+            return "" if is_file else work.path
+        if self.name.startswith("nginx") and not is_file:
+            return "/files/hello.txt" if work.path == "/hello" else ""
+        return work.path
+
     def load(self, work: Work, seconds: float, pipeline: Path) -> dict[str, float]:
         """Wrk for `seconds`, which wrk takes in whole ones."""
         command = ["wrk", "-t1", f"-c{work.connections}", f"-d{max(1, round(seconds))}s"]
@@ -234,7 +243,7 @@ def show(cells: Cells) -> None:
 def main() -> int:
     arguments = _arguments()
     cells = run(arguments)
-    found = versions("pelotontx", "Twisted") | _peer_versions()
+    found = versions("pelotontx", "Twisted") | _peer_versions(arguments.servers)
     print("medians of", arguments.rounds, "rounds of", arguments.seconds, "s;", end=" ")
     print(", ".join(f"{name} {version}" for name, version in found.items()), "\n")
     show(cells)
@@ -242,21 +251,22 @@ def main() -> int:
     return 0
 
 
-def _peer_versions() -> dict[str, str]:
+def _peer_versions(servers: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if not {"uvicorn", "granian", "aiohttp"}.isdisjoint(servers):
+        found |= _package_versions()
+    for name, find, option in (("node", lambda: "node", "--version"), ("nginx", _nginx, "-v")):
+        if name in servers:
+            done = subprocess.run([find(), option], capture_output=True, text=True)
+            text = (done.stdout + done.stderr).strip()
+            found[name] = text.rpartition("/")[2].removeprefix("v")
+    return found
+
+
+def _package_versions() -> dict[str, str]:
     program = f"from importlib.metadata import version\nfor p in {PEERS}: print(p, version(p))"
     output = subprocess.run([peer_python(*PEERS), "-c", program], capture_output=True, text=True)
-    found = dict(line.split() for line in output.stdout.splitlines())
-    for name, command in (("node", ["node", "--version"]), ("nginx", ["nginx", "-v"])):
-        try:
-            done = subprocess.run(
-                [_nginx() if name == "nginx" else name, *command[1:]],
-                capture_output=True,
-                text=True,
-            )
-        except (OSError, SystemExit):
-            continue
-        found[name] = (done.stdout + done.stderr).strip().rpartition("/")[2].removeprefix("v")
-    return found
+    return dict(line.split() for line in output.stdout.splitlines())
 
 
 def _arguments() -> argparse.Namespace:

@@ -37,9 +37,12 @@ async def count():
 
     yield PAGE
     yield " " * 1024  # browsers show nothing of the first few hundred bytes
-    while True:
-        await later(reactor, 1.0)
-        yield "<script>x++; f(x);</script>\n"
+    try:
+        while True:
+            await later(reactor, 1.0)
+            yield "<script>x++; f(x);</script>\n"
+    finally:
+        print("the browser has gone", flush=True)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,12 @@ def _refresh_on_hangup(server: services.Server) -> None:
 
 
 def _located(error: ConfigError, options: Options) -> str:
-    """An error of a listener, which is found when everything is read, with where it was written."""
-    if options["config"] is None or not error.path.startswith(("listener[", "server.listen[")):
+    """An error that is found when everything is read, with where its key was written.
+
+    Tables stand in the file only; what the environment may have set is let alone.
+    """
+    tables = ("listener[", "mount[", "server.listen[")
+    if options["config"] is None or not error.path.startswith(tables):
         return str(error)
     if options["listen"] and error.path.startswith("server."):
         return f"--listen: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pelotontx.config.keys import key, required
+from pelotontx.config.keys import key, required, wait
 from pelotontx.config.texts import ENDPOINT, FILE, FILES, LOG_FILE, REDIRECT
 from pelotontx.config.values import Choice, Flag, Integer
 
@@ -55,6 +55,12 @@ class ListenerConfig:
         "as TCP balancers send it. Taken from server.proxies and over UNIX sockets only: others "
         "could claim to be anybody.",
     )
+    handshake_timeout_s: float = wait(
+        "10s",
+        "TLS's handshake and a PROXY header must be complete within this time each; then the "
+        "connection is cut off. They take a few round trips.",
+        most="5m",
+    )
     backlog: int = key(
         1024,
         Integer(1, 65_535),
@@ -71,7 +77,7 @@ class AccessLogConfig:
         "",
         LOG_FILE,
         "Where a line for each answer goes: a file, - for standard output; empty: nowhere. A file "
-        "that was moved away (logrotate) is opened anew within a second.",
+        "that was moved away (logrotate) is opened anew for the next line, or at SIGHUP.",
     )
     format: str = key(
         "combined",

@@ -231,10 +231,20 @@ class _Reading:
                 self._refuse(f"{name}.client_ca", "needs a certificate beside it")
             if listener.redirect and listener.certificate:
                 self._refuse(f"{name}.redirect", "this listener speaks https itself")
+            if listener.proxy_protocol and not (
+                config.server.proxies or listener.endpoint.startswith(("unix:", "systemd"))
+            ):
+                reason = "server.proxies must say who may send such a header"
+                self._refuse(f"{name}.proxy_protocol", reason)
 
     def check_mounts(self, config: Config) -> None:
         """Each mount is one thing, at a path of its own, with options that mean something."""
-        paths: dict[str, str] = {}
+        # A demo page is only what stands at the root while nothing else does.
+        paths = {
+            _value(config, dotted): dotted
+            for dotted in _SETTABLE
+            if dotted.startswith("paths.") and dotted != "paths.demo" and _value(config, dotted)
+        }
         for index, mount in enumerate(config.mount):
             name = f"mount[{index}]"
             kinds = [kind for kind in MOUNT_KINDS if getattr(mount, kind)]
@@ -248,9 +258,9 @@ class _Reading:
             for option, users in MOUNT_OPTIONS.items():
                 if kinds[0] not in users and self._differs("mount", index, option):
                     self._refuse(f"{name}.{option}", f"is for {' and '.join(users)} only")
-            holder = paths.setdefault(mount.path.rstrip("/"), name)
-            if holder != name:
-                self._refuse(f"{name}.path", f"must differ from {holder}.path")
+            holder = paths.setdefault(mount.path.rstrip("/"), f"{name}.path")
+            if holder != f"{name}.path":
+                self._refuse(f"{name}.path", f"must differ from {holder}")
 
     def _differs(self, section: str, index: int, name: str) -> bool:
         """Whether a key of a table was given, as something else than what it is anyway."""

@@ -49,7 +49,9 @@ class ServerConfig:
     development: bool = key(
         False,
         Flag(),
-        "Error pages show tracebacks. They tell strangers about your code: not in production.",
+        "Error pages show tracebacks, and with `twistd --nodaemon` the server starts again when a "
+        "Python file of the working folder or the configuration has changed. Tracebacks tell "
+        "strangers about your code: not in production.",
     )
     drain_timeout_s: float = key(
         "10s",

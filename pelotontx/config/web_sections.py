@@ -53,7 +53,8 @@ class HttpConfig:
     body_limit_bytes: int = key(
         "1MiB",
         Size("0B", "1024GiB"),
-        "A request's body. Larger: 413; bodies are held in memory.",
+        "A request's body. Larger: 413; bodies are held in memory. A route that reads the body as "
+        "it comes, or takes a form's files, may allow more.",
     )
     body_idle_timeout_s: float = wait(
         "30s", "A body of which nothing comes for this time: 408. Its sender is gone."
@@ -68,6 +69,12 @@ class HttpConfig:
         "10s",
         Duration("0s", "1h"),
         "body_rate is asked for after this time only, so that a slow start is forgiven.",
+    )
+    unread_body_limit_bytes: int = key(
+        "64KiB",
+        Size("0B", "1GiB"),
+        "What is left of a body when its request has been answered is read and dropped, if it is "
+        "no more than this. Else the connection ends: dropping more would cost more.",
     )
     write_idle_timeout_s: float = wait(
         "30s",
@@ -96,6 +103,13 @@ class HttpConfig:
         Size("1KiB", "16MiB"),
         "Bytes of pipelined requests that may wait behind one that is being answered. Past it "
         "nothing more is read until the answer is made.",
+    )
+    gzip: bool = key(
+        False,
+        Flag(),
+        "Compress text of 1 KiB and more for clients that take it. Off, because the length of a "
+        "compressed page gives a secret away that stands beside what a stranger can choose "
+        "(BREACH). Such answers can be excepted: Cache-Control: no-transform.",
     )
 
 

@@ -78,17 +78,19 @@ class _Bindings:
             self._failure.raiseException()
         return self._results
 
-    def _ended(self, outcome: Any, index: int) -> None:
+    def _ended(self, outcome: Any, index: int) -> Any:
         del self._running[index]
         if isinstance(outcome, Failure):
             if self._failure is None:
                 self._fail(outcome)
             elif outcome.check(CancelledError) is None:
                 self._log.failure("Another one failed too", outcome)
+            outcome = None  # it has been dealt with
         else:
             self._results[index] = outcome
         if not self._running and self._all_ended is not None and not self._all_ended.called:
             self._all_ended.callback(None)
+        return outcome  # somebody else may wait for the same Deferred
 
     def _fail(self, failure: Failure) -> None:
         self._failure = self._failure or failure

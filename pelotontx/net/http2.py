@@ -131,6 +131,7 @@ class HTTP2Connection(TimedConnection):
         self.judged: tuple[bytes, Framing | None] = b"", None
         self._starting: list[HTTP2Stream] = []
         self._sending: dict[int, HTTP2Stream] = {}
+        self._lingering: dict[int, float] = {}  # answered uploads, and when they are reset
         self._frames = FrameCutter()
         self._flood = Flood(owner.now)
         head = owner.limits.head
@@ -168,6 +169,7 @@ class HTTP2Connection(TimedConnection):
         """Nothing more will be read or written: whoever is at work for this peer may stop."""
         self._gone = True
         self._sending.clear()
+        self._lingering.clear()
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.cancel()
@@ -242,6 +244,8 @@ class HTTP2Connection(TimedConnection):
             stream = self.streams.get(event.stream_id)
             if stream is not None and stream.incoming.is_open:
                 stream.receive(b"", 0, is_last=True)  # after trailers
+            elif self._lingering.pop(event.stream_id, None) is not None:
+                self._rest()
         elif isinstance(event, TrailersReceived):
             self._check_trailers(event)
         elif isinstance(event, StreamReset):
@@ -276,6 +280,8 @@ class HTTP2Connection(TimedConnection):
             self._taken = 0
         stream = self.streams.get(event.stream_id)
         if stream is None:
+            if event.stream_id in self._lingering and event.stream_ended is None and size:
+                self.h2.increment_flow_control_window(size, event.stream_id)
             return  # answered meanwhile
         self._held += len(event.data)
         stream.receive(event.data, size, is_last=event.stream_ended is not None)
@@ -311,6 +317,9 @@ class HTTP2Connection(TimedConnection):
 
     def _drop(self, stream_id: int) -> bool:
         """Whether it was not done yet."""
+        if self._lingering.pop(stream_id, None) is not None:
+            self._rest()
+            return False
         stream = self.streams.pop(stream_id, None)
         if stream is None:
             return False
@@ -319,12 +328,30 @@ class HTTP2Connection(TimedConnection):
         return True
 
     def finish(self, stream: HTTP2Stream) -> None:
-        """An answer's last byte was given to h2."""
+        """An answer's last byte was given to h2.
+
+        The peer may still be sending, and need not go on (RFC 9113, 8.1). But some clients forget
+        the answer when they are reset then (curl does): so whoever is told of an error, and will
+        stop, has `HTTPLimits.linger_s` for that, as in HTTP/1.1; what it sends is dropped.
+        """
         if self.streams.pop(stream.stream_id, None) is None:
             return
-        if stream.incoming.is_open:  # RFC 9113, 8.1: it need not send the rest
+        if stream.incoming.is_open and stream.status < 400:
             self.h2.reset_stream(stream.stream_id, ErrorCodes.NO_ERROR)
+        elif stream.incoming.is_open:
+            due_s = self.owner.now() + self.owner.limits.linger_s
+            self._lingering[stream.stream_id] = due_s
+            self.watch(due_s)
         self._forget(stream)
+
+    def _end_lingering(self, now_s: float) -> None:
+        """Resets who has not stopped yet."""
+        for stream_id, due_s in tuple(self._lingering.items()):
+            if due_s <= now_s:
+                del self._lingering[stream_id]
+                self.h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+                self._rest()
+                self.wake()
 
     def cut(self, stream: HTTP2Stream, code: ErrorCodes) -> None:
         """An answer cannot be finished: the peer must not take it for the whole."""
@@ -340,7 +367,15 @@ class HTTP2Connection(TimedConnection):
         if was_full:
             for other in self.streams.values():
                 other.incoming.open_window()
-        if not self.streams:
+        self._rest()
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self.streams or self._lingering)
+
+    def _rest(self) -> None:
+        """Nothing may be going on any more."""
+        if self._is_idle:
             self.enter(IDLE)
             if self._last_id != _LAST_STREAM:
                 self._close()
@@ -437,7 +472,9 @@ class HTTP2Connection(TimedConnection):
         limits = self.owner.limits
         if self.phase == CLOSING:
             return self.since_s + limits.linger_s
-        due_s = now_s + LOOK_S if self.streams else self.since_s + limits.keep_alive_s
+        due_s = self.since_s + limits.keep_alive_s if self._is_idle else now_s + LOOK_S
+        for linger_s in self._lingering.values():
+            due_s = min(due_s, linger_s)
         if self._head_s is not None and not self._choked:
             due_s = min(due_s, self._head_s + limits.head_s)
         if self._leave_s is not None:
@@ -453,7 +490,7 @@ class HTTP2Connection(TimedConnection):
             self.abort()
         elif head_s is not None and not self._choked and now_s >= head_s + self.owner.limits.head_s:
             self._break(ErrorCodes.ENHANCE_YOUR_CALM)
-        elif not self.streams or (self._leave_s is not None and now_s >= self._leave_s):
+        elif self._is_idle or (self._leave_s is not None and now_s >= self._leave_s):
             self._leave_now()
         else:
             self._expire_streams(now_s)
@@ -468,6 +505,7 @@ class HTTP2Connection(TimedConnection):
                 self.abort()  # none of them will ever be read
                 return
             stream.expire()
+        self._end_lingering(now_s)
 
     # Ending.
 
@@ -490,7 +528,7 @@ class HTTP2Connection(TimedConnection):
         self._leave_s = None
         self._last_id = self.h2.highest_inbound_stream_id
         self._say_goodbye(self._last_id)
-        if not self.streams:
+        if self._is_idle:
             self._close()
 
     def _say_goodbye(self, last_id: int) -> None:

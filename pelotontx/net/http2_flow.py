@@ -159,7 +159,8 @@ class Incoming:
     def body_wanted(self) -> None:
         if not self.is_open or self._body is None:
             return
-        self._wanted_s = self._receiver.now()
+        if self._wanted_s is None:  # else a wait that was given up goes on
+            self._wanted_s = self._receiver.now()
         if self._is_expecting:
             self._is_expecting = False
             self._receiver.say_continue()

@@ -106,6 +106,7 @@ class HTTP2Stream:
     Attributes:
         incoming: the request's body.
         outgoing: the answer's.
+        status: the answer's; 0 before there is one.
     """
 
     _log = Logger()
@@ -119,10 +120,10 @@ class HTTP2Stream:
         "_is_bare",
         "_request",
         "_running",
-        "_status",
         "_writer",
         "incoming",
         "outgoing",
+        "status",
         "stream_id",
     )
 
@@ -134,7 +135,7 @@ class HTTP2Stream:
         self._running: Deferred[Any] | None = None
         self._is_bare = False  # the answer has no body: the method is HEAD
         self._began_s = connection.owner.now()
-        self._status = 0
+        self.status = 0
         self._body_bytes = 0
         self._head: Response | None = None  # of a stream; see `_send_head`
         self._writer: BodyWriter | None = None
@@ -221,7 +222,7 @@ class HTTP2Stream:
 
     def say_continue(self) -> None:
         """Answers 100 (Continue), unless a final answer has begun."""
-        if not self._status:
+        if not self.status:
             self._connection.h2.send_headers(self.stream_id, [(b":status", b"100")])
             self._connection.wake()
 
@@ -246,7 +247,7 @@ class HTTP2Stream:
         elif not isinstance(result, Response):
             self._log.error("A handler returned {what}", what=type(result).__name__)
             result = _plain(500)
-        self._status = result.status
+        self.status = result.status
         self._is_bare = self._is_bare or result.status in _BODILESS
         if result.close and result.status not in _OF_FRAMING:
             self._connection.close_when_idle()
@@ -395,7 +396,7 @@ class HTTP2Stream:
         size = self._body_bytes if self._writer is None else self._writer.written
         size -= self.outgoing.unsent
         try:
-            owner.on_answered(request, self._status or CLIENT_GONE, size, self._began_s)
+            owner.on_answered(request, self.status or CLIENT_GONE, size, self._began_s)
         except Exception:  # foreign code
             self._log.failure("A listener for answers failed")
 

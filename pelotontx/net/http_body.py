@@ -47,6 +47,7 @@ class RequestBody:
         length: the announced bytes, or None.
         limit_bytes: may be changed before the first piece is read; an upload's route does.
         received: bytes so far.
+        given: bytes of pieces that were read; `read` keeps what it has until the end.
         is_complete: all of it has been received; some may still be unread.
     """
 
@@ -57,6 +58,7 @@ class RequestBody:
         "_source",
         "_unread",
         "_waiting",
+        "given",
         "is_complete",
         "length",
         "limit_bytes",
@@ -68,6 +70,7 @@ class RequestBody:
         self.length = length
         self.limit_bytes = limit_bytes
         self.received = 0
+        self.given = 0
         self.is_complete = False
         self._pieces: deque[bytes] = deque()
         self._unread = 0
@@ -149,6 +152,7 @@ class RequestBody:
             self._check()
         piece = self._pieces.popleft()
         self._unread -= len(piece)
+        self.given += len(piece)
         if self._is_paused and self._unread <= HIGH_BYTES // 2:
             self._go_on()
         return piece

@@ -21,7 +21,7 @@ from pelotontx.net.http_answer import SLICE_BYTES, body_bytes
 from pelotontx.net.http_deadline import ANSWER, BODY, CLOSING, HEAD, IDLE
 from pelotontx.net.http_message import HTTPLimits, Request, Response, Upgrade
 from pelotontx.net.http_receive import ReceivingConnection
-from pelotontx.net.tcp import is_gone, lose_ended, probe_peer
+from pelotontx.net.tcp import has_input, is_gone, keep_unread, lose_ended, probe_peer
 from pelotontx.wire.http import (
     METHODS,
     Framing,
@@ -33,6 +33,9 @@ from pelotontx.wire.http import (
 
 #: Output of one read that is collected before it is written: what a transport buffers at ease.
 _BATCH_BYTES = 64 * 1024
+
+#: What a connection without any request yet is given when the server stops.
+NEW_S = 1.0
 
 Answer = Response | Upgrade
 Handle = Callable[[Any], Answer | Deferred[Answer] | Coroutine[Deferred[Any], Any, Answer]]
@@ -65,6 +68,7 @@ class HTTPConnection(ReceivingConnection):
     _rest = b""
     _framing: Framing
     _requests = 0
+    _requests_before = 0  # the head that is coming
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
@@ -220,7 +224,8 @@ class HTTPConnection(ReceivingConnection):
         if line and line != b"\r":
             check_partial(line, self.owner.limits.head)
         self._buffer = pending
-        if self.phase != HEAD:
+        if self.phase != HEAD or self._requests != self._requests_before:
+            self._requests_before = self._requests
             self.enter(HEAD)
 
     # From one request to the next.
@@ -340,21 +345,33 @@ class HTTPConnection(ReceivingConnection):
         elif self._input_ended:
             lose_ended(transport)
         else:
+            keep_unread(transport, self.owner.limits.unread_s)
             transport.loseConnection()
 
     def close_when_idle(self) -> None:
-        """Ends the connection now if nothing is going on, else after the present answer."""
+        """Ends the connection now if nothing is going on, else after the present answer.
+
+        A request that is here unread is answered, and a connection that has only just come has a
+        moment to say what it wants: whoever sent it cannot know that it came too late.
+        """
         self._keep = False
-        dropping = self.phase == BODY and self._body is None
-        if dropping or self.phase == IDLE or (self.phase == HEAD and not self._buffer):
+        if self.phase == HEAD and not self._requests:
+            self.last_s = self.owner.now() + NEW_S
+            self.watch(self.last_s)
+        elif self.phase == BODY and self._body is None:
             self._close()
+        elif self._is_idle() and not has_input(self.transport):
+            self._close()
+
+    def _is_idle(self) -> bool:
+        return self.phase == IDLE or (self.phase == HEAD and not self._buffer)
 
     def expire(self) -> None:
         if self.phase == CLOSING:
             self.abort()
         elif self.phase == BODY:
             self._cut_body(RefusedRequest(408, "body took too long"))
-        elif self.phase == IDLE or (self.phase == HEAD and not self._buffer):
+        elif self._is_idle():
             self._close()
         else:
             self._refuse(408, "request took too long")

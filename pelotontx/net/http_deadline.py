@@ -6,13 +6,14 @@ request that comes and goes in time costs it two attribute stores.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 from typing import Protocol as Interface
 
 from twisted.internet.protocol import Protocol
 
 from pelotontx.net.http_message import HTTPLimits
-from pelotontx.net.tcp import is_gone, unsent_bytes
+from pelotontx.net.tcp import is_gone, untaken_bytes
 from pelotontx.net.wheel import Timer, Wheel
 
 # What a connection waits for. HEAD: the rest of a head. IDLE: the next request. ANSWER: our own
@@ -26,6 +27,9 @@ LOOK_S = 5.0
 
 #: While a peer does not read, how often its progress is looked at.
 PROGRESS_S = 1.0
+
+#: A peer that takes less than this of what waits for it reads to hold us, not to have it.
+_TAKEN_BYTES_S = 1024
 
 
 class Owner(Interface):
@@ -49,6 +53,7 @@ class TimedConnection(Protocol):
         received: bytes of the present body.
         waited_s: how long somebody waited for it, the present wait left out.
         written: bytes given to the transport in all.
+        last_s: when the last head must have come.
     """
 
     owner: Owner
@@ -57,11 +62,12 @@ class TimedConnection(Protocol):
     received = 0
     waited_s = 0.0
     written = 0
+    last_s = inf
 
     _timer: Timer | None = None
     _timer_s = 0.0
-    _taken = 0  # of `written`, by the kernel, when last looked at
-    _taken_s: float | None = None  # and when that last grew
+    _to_be_taken = 0  # of `written`: where the peer must be, to be given more time
+    _taking_s: float | None = None  # since when
 
     def expire(self) -> None:
         """The phase has lasted too long."""
@@ -101,7 +107,7 @@ class TimedConnection(Protocol):
         if self.phase == IDLE:
             return self.since_s + limits.keep_alive_s
         if self.phase == HEAD:
-            return self.since_s + limits.head_s
+            return min(self.since_s + limits.head_s, self.last_s)
         if self.phase == BODY:
             idle_s = self.since_s + limits.body_idle_s
             if not limits.body_rate_bytes_s:
@@ -116,26 +122,31 @@ class TimedConnection(Protocol):
     def _look(self) -> None:
         self._timer = None
         now_s = self.owner.now()
-        unsent = unsent_bytes(self.transport)
+        untaken = untaken_bytes(self.transport)
         next_s = now_s + LOOK_S
-        if unsent:
-            stuck_s = self._stuck_s(self.written - unsent, now_s)
+        if untaken:
+            stuck_s = self._stuck_s(self.written - untaken, now_s)
             next_s = min(now_s + PROGRESS_S, stuck_s)
         else:
-            self._taken_s = None
+            self._taking_s = None
         if next_s <= now_s or (self.phase == ANSWER and is_gone(self.transport)):
             self.abort()
             return
+        if untaken and self.phase in (IDLE, CLOSING):
+            self.since_s = now_s  # it is not idle: it is slow
         due_s = self._due(now_s)
         if due_s > now_s:
             self.watch(min(due_s, next_s))
-        elif unsent and self.phase in (IDLE, CLOSING):
-            self.watch(next_s)  # it is not idle: it is slow
         else:
             self.expire()
 
     def _stuck_s(self, taken: int, now_s: float) -> float:
-        """When the peer will have read nothing for too long, if it goes on like this."""
-        if self._taken_s is None or taken > self._taken:
-            self._taken, self._taken_s = taken, now_s
-        return self._taken_s + self.owner.limits.unread_s
+        """When the peer will have read too little for too long, if it goes on like this.
+
+        In each time that it is given it must take what waited at the beginning, or some of it.
+        """
+        unread_s = self.owner.limits.unread_s
+        if self._taking_s is None or taken >= self._to_be_taken:
+            self._taking_s = now_s
+            self._to_be_taken = min(self.written, taken + int(unread_s * _TAKEN_BYTES_S))
+        return self._taking_s + unread_s

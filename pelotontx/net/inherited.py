@@ -26,6 +26,7 @@ def keep_open(ports: Iterable[Any]) -> None:
             descriptor = os.dup(listening.fileno())
             os.set_inheritable(descriptor, True)
             kept.append(str(descriptor))
+            port._shouldShutdown = False  # Twisted's: else the end of the port ends the socket too
     os.environ[_VARIABLE] = ",".join(kept)
 
 

@@ -15,9 +15,12 @@ is written later.
 
 from __future__ import annotations
 
+import fcntl
 import re
 import select
 import socket
+import sys
+import termios
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -341,7 +344,7 @@ class CorkedReactor:
         self, port: int, factory: Any, backlog: int = _STOCK_BACKLOG, interface: Any = ""
     ) -> IListeningPort:
         listening = Port(port, factory, self._deeper(backlog), interface, self._reactor)
-        listening._preexistingSocket = take_inherited(interface, port)  # type: ignore[assignment]
+        listening._preexistingSocket = take_inherited(interface, port)
         listening.startListening()
         return listening
 
@@ -458,6 +461,30 @@ def unsent_bytes(transport: Any) -> int:
     return unsent
 
 
+def untaken_bytes(transport: Any) -> int:
+    """What was written to a transport and has not reached the peer's kernel.
+
+    Ours may hold megabytes, and takes more only when much of that has gone: a reader that is slow
+    and steady moves this all the time, and `unsent_bytes` now and then. 0 if it cannot be told.
+    """
+    ours = _descriptor(transport)
+    if ours is None or not ours.connected:
+        return 0
+    queued = fcntl.ioctl(ours.fileno(), termios.TIOCOUTQ, bytes(4))
+    return unsent_bytes(transport) + int.from_bytes(queued, sys.byteorder)
+
+
+def keep_unread(transport: Any, timeout_s: float) -> None:
+    """How long the kernel keeps data for a peer that takes none, beyond our `loseConnection`.
+
+    Else that is some ten minutes. For TCP on Linux; nothing elsewhere.
+    """
+    ours = _descriptor(transport)
+    if isinstance(ours, tcp.Connection) and ours.socket.family != socket.AF_UNIX:
+        timeout_ms = int(timeout_s * 1000)
+        ours.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+
+
 def sends_files(transport: Any) -> bool:
     """Whether `Corked.send_file` can be used; where not, a `FileSlice` is read and written."""
     return isinstance(transport, Corked) and not transport.TLS
@@ -475,6 +502,19 @@ def is_gone(transport: Any) -> bool:
         return False
     poll = select.poll()
     poll.register(ours.fileno(), 0)  # errors and hang-ups are always reported
+    return bool(poll.poll(0))
+
+
+def has_input(transport: Any) -> bool:
+    """Whether the peer has sent something that was not read yet, or has ended its sending.
+
+    False for a transport that cannot tell, and where TLS keeps it.
+    """
+    ours = _descriptor(transport)
+    if ours is None or not ours.connected:
+        return False
+    poll = select.poll()
+    poll.register(ours.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
 
 Done: TypeAlias = Callable[[Any, BaseException | None], object]
 """Told in the reactor's thread: what the function returned, or what it raised."""
@@ -39,6 +40,8 @@ class ThreadPool(Generic[_Label]):
         unfinished: functions that wait, run, or have ended without their `Done` being told.
         mean_run_s: how long the last ones ran; long until that is known.
     """
+
+    _log = Logger()
 
     def __init__(self, reactor: IReactorFromThreads, size: int, *, name: str) -> None:
         self._reactor = reactor
@@ -133,7 +136,10 @@ class ThreadPool(Generic[_Label]):
             job = self._finished.popleft()
             self.unfinished -= 1
             self.mean_run_s += (job.run_s - self.mean_run_s) * _MEAN_WEIGHT
-            job.done(job.result, job.error)
+            try:
+                job.done(job.result, job.error)
+            except Exception:  # the others must be told all the same
+                self._log.failure("{label} ended, and what was told of it failed", label=job.label)
             job.error = None  # its traceback holds the job: nothing is left for the collector
 
 

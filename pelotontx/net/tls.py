@@ -104,6 +104,7 @@ class Certificates:
         self._loaded_s: dict[CertificateFiles, float] = {}
         self._loaded: dict[CertificateFiles, _Loaded] = {}
         self._by_name: dict[str, SSL.Context] = {}
+        self._told: dict[CertificateFiles, str] = {}  # what is wrong with a pair
 
     def load(self) -> None:
         """Reads all files.
@@ -112,32 +113,38 @@ class Certificates:
             ConfigError: one cannot be used; its `path` is the file.
         """
         for files in self._files:
-            self._stamps[files] = self._stamps_of(files)
-            self._loaded_s[files] = self._seconds()
-            self._loaded[files] = self._load(files)
+            self._use(files)
         self._index()
 
     def look(self) -> None:
         """Loads what has changed, or is a day old; connections that are there keep what they have.
 
-        Of a pair that cannot be used the old one stays in use, and that is logged once.
+        Of a pair that cannot be used the old one stays in use, which is logged once, and it is
+        tried again: permissions and full tables of files are no change of a file.
         """
         for files in self._files:
-            stamps = self._stamps_of(files)
             is_old = self._seconds() - self._loaded_s[files] >= CONTEXT_S
-            if stamps == self._stamps[files] and not is_old:
+            if self._stamps_of(files) == self._stamps[files] and not is_old:
                 continue
-            self._stamps[files] = stamps
-            self._loaded_s[files] = self._seconds()
             try:
-                self._loaded[files] = self._load(files)
+                self._use(files)
             except ConfigError as error:
-                self._log.warn(
-                    "The old certificate stays in use: {error}", error=error, path=error.path
-                )
+                if self._told.get(files) != str(error):
+                    self._told[files] = str(error)
+                    self._log.warn(
+                        "The old certificate stays in use: {error}", error=error, path=error.path
+                    )
             else:
+                self._told.pop(files, None)
                 self._log.info("{path} was loaded anew", path=files.certificate)
         self._index()
+
+    def _use(self, files: CertificateFiles) -> None:
+        """Loads a pair; how its files were is looked at before, so that no change is missed."""
+        stamps = self._stamps_of(files)
+        self._loaded[files] = self._load(files)
+        self._stamps[files] = stamps
+        self._loaded_s[files] = self._seconds()
 
     def expiry(self) -> Mapping[str, float]:
         """When each certificate file's certificate expires: seconds since the epoch."""

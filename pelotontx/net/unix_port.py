@@ -1,4 +1,4 @@
-"""Listening UNIX sockets: what a dead server has left is taken away, what is another's is let alone.
+"""Listening UNIX sockets: what a dead server has left is taken away, what is another's is not.
 
 For `net.tcp`, which says what the accepted connections are.
 """

@@ -8,19 +8,23 @@ looks by itself whether the next change has mended it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, NoReturn
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
+import pelotontx
 from pelotontx.config import Config, WebConfig
 from pelotontx.errors import ConfigError
 from pelotontx.flow import Tasks, later
@@ -44,6 +48,8 @@ STOP_S: Final = 10.0
 
 #: What is never part of a project's own code.
 _FOREIGN: Final = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
+
+_OURS: Final = os.path.join(os.path.dirname(pelotontx.__file__), "")
 
 _log = Logger()
 
@@ -87,11 +93,10 @@ def look(folder: str, files: Iterable[str]) -> Snapshot:
 
 
 class Reloader:
-    """Watches files, and tells when some have changed.
+    """Watches files from now on, and tells when some have changed. Make it before code is loaded.
 
     Args:
         clock: a reactor.
-        changed: called with the paths that have changed, when they have stopped changing.
         folder: the project: what is new in it counts as a change.
         files: further ones, such as the configuration.
         in_thread: where files are looked at.
@@ -101,31 +106,29 @@ class Reloader:
         self,
         clock: Any,
         *,
-        changed: Callable[[list[str]], object],
         folder: str,
         files: Iterable[str] = (),
         in_thread: Callable[..., Deferred[Any]] = deferToThread,
     ) -> None:
         self._clock = clock
-        self._changed = changed
         self._folder = folder
         self._files = tuple(files)
         self._in_thread = in_thread
         self._tasks = Tasks()
+        self._before = look(folder, self._files)
 
-    def start(self) -> None:
-        """Begins to watch."""
-        self._tasks.spawn(self._watch())
+    def start(self, tell: Callable[[list[str]], object]) -> None:
+        """Has `tell` called with the paths that have changed, when they have stopped changing."""
+        self._tasks.spawn(self._watch(tell))
 
     def stop(self) -> Deferred[Any]:
         """Fires when nothing is watched any more."""
         return self._tasks.stop()
 
-    async def _watch(self) -> None:
-        before: Snapshot = await self._in_thread(look, self._folder, self._files)
+    async def _watch(self, tell: Callable[[list[str]], object]) -> None:
+        latest = before = self._before
         _log.info("Watching {count} files: the server starts again on a change", count=len(before))
         changed: list[str] = []
-        latest = before
         while True:
             await later(self._clock, LOOK_S)
             now: Snapshot = await self._in_thread(look, self._folder, self._files)
@@ -133,7 +136,8 @@ class Reloader:
                 latest = now
                 changed = _differing(before, now, self._folder)
             elif changed:
-                self._changed(changed)
+                # Not from in here: who is told stops us, and a coroutine cannot end while it runs.
+                self._clock.callLater(0, tell, changed)
                 before, changed = now, []
 
 
@@ -149,7 +153,8 @@ def broken(error: BaseException) -> App:
 
     The page asks for itself again every second, and shows the real one once it is there.
     """
-    failure = "".join(traceback.format_exception(error))
+    shown = traceback.TracebackException(type(error), error, _users_part(error))
+    failure = "".join(shown.format())
     app = App(development=True)
     page = _PAGE.format(
         title=escape(f"{type(error).__name__}: {error}"), details=escape(failure), mark=_MARK
@@ -166,6 +171,20 @@ def broken(error: BaseException) -> App:
     for method in METHODS.values():
         app.route(method, "")(show)
     return app
+
+
+def _users_part(error: BaseException) -> TracebackType | None:
+    """The traceback from the user's code on: how we came there does not help to mend it."""
+    found = error.__traceback__
+    while found is not None and _is_on_the_way(found.tb_frame.f_code.co_filename):
+        found = found.tb_next
+    if found is None and not isinstance(error, SyntaxError):  # which tells its place by itself
+        return error.__traceback__
+    return found
+
+
+def _is_on_the_way(path: str) -> bool:
+    return path.startswith((_OURS, "<frozen importlib")) or path == importlib.__file__
 
 
 def build_reloading(
@@ -190,14 +209,14 @@ def build_reloading(
     # A page that streams for ever, or a WebSocket, must not hold up who has just saved a file.
     drain_s = min(config.server.drain_timeout_s, DRAIN_S)
     config = replace(config, server=replace(config.server, drain_timeout_s=drain_s))
+    reloader = Reloader(reactor, folder=os.getcwd(), files=files)
     try:
         server = build(config, reactor=reactor, **hooks)
     except Exception as error:  # the user's code
         _log.failure("The code does not load")
         server = build(_without_code(config), reactor=reactor, instead=broken(error), **hooks)
     again = _Again(reactor, server, check)
-    reloader = Reloader(reactor, changed=again.start, folder=os.getcwd(), files=files)
-    server.add(Phase("reloader", start=reloader.start, stop=reloader.stop))
+    server.add(Phase("reloader", start=partial(reloader.start, again.start), stop=reloader.stop))
     return server
 
 
@@ -248,9 +267,10 @@ _PAGE: Final = """<!doctype html>
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; --ink: #1d2530; --soft: #5c6876; --paper: #f7f8fa;
-  --edge: #dde2e8; --alarm: #b3261e; }}
+  --panel: #fff; --edge: #dde2e8; --alarm: #b3261e; }}
 @media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e8ecf1; --soft: #9aa7b5; --paper: #14181d; --edge: #2b333c; --alarm: #ff8a80; }}
+  :root {{ --ink: #e8ecf1; --soft: #9aa7b5; --paper: #14181d; --panel: #1b2128; --edge: #2b333c;
+    --alarm: #ff8a80; }}
 }}
 body {{ margin: 0; color: var(--ink); background: var(--paper);
   font: 1rem/1.6 system-ui, sans-serif; }}
@@ -258,8 +278,8 @@ main {{ padding: 2rem; max-width: 70rem; margin: auto; box-sizing: border-box; }
 h1 {{ margin: 0 0 .25em; font-size: 1.5rem; line-height: 1.3; color: var(--alarm);
   overflow-wrap: anywhere; }}
 p {{ margin: 0; color: var(--soft); }}
-pre {{ margin: 1.5rem 0 0; padding: 1rem; overflow: auto; border: 1px solid var(--edge);
-  border-radius: .5rem; font-size: .85rem; line-height: 1.45; }}
+pre {{ margin: 1.5rem 0 0; padding: 1rem; overflow: auto; background: var(--panel);
+  border: 1px solid var(--edge); border-radius: .5rem; font-size: .85rem; line-height: 1.45; }}
 </style>
 </head>
 <body><main>

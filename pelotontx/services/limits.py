@@ -54,6 +54,7 @@ def http_limits(config: HttpConfig) -> HTTPLimits:
         pipelined_bytes=config.pipeline_limit_bytes,
         unread_s=config.write_idle_timeout_s,
         unread_bytes=config.write_buffer_limit_bytes,
+        unread_body_bytes=config.unread_body_limit_bytes,
     )
 
 

@@ -85,9 +85,6 @@ class Listeners:
         admission: who may connect.
         wheel: deadlines of handshakes.
         proxies: addresses that may tell a client's address by the PROXY protocol.
-
-    Raises:
-        ConfigError: a PROXY header is wanted that nobody could send.
     """
 
     def __init__(
@@ -113,9 +110,9 @@ class Listeners:
         self._https_port: int | None = None
         short = [ListenerConfig(endpoint=endpoint) for endpoint in listen]
         self._factories = [
-            *((f"server.listen[{n}]", own, self._factory(n, own)) for n, own in enumerate(short)),
+            *((f"server.listen[{n}]", own, self._factory(own)) for n, own in enumerate(short)),
             *(
-                (f"listener[{n}].endpoint", own, self._factory(n, own, self._certificates.get(n)))
+                (f"listener[{n}].endpoint", own, self._factory(own, certificates.get(n)))
                 for n, own in enumerate(tables)
             ),
         ]
@@ -127,11 +124,7 @@ class Listeners:
             ConfigError: where it is not possible; what was opened before stays open until `stop`.
         """
         for key, own, factory in self._factories:
-            is_secure = bool(own.certificate) or own.endpoint.startswith("ssl:")
-            opened = await self._listen(key, own, factory)
-            ports.extend(opened)
-            for port in opened:
-                _log.info("Listening on {address}", address=_shown(port, is_secure=is_secure))
+            await self._listen(key, own, factory, ports)
         if self._certificates:
             self._looking = self._wheel.call_later(LOOK_S, self._look)
 
@@ -167,26 +160,32 @@ class Listeners:
         self.refresh()
 
     async def _listen(
-        self, key: str, own: ListenerConfig, factory: IProtocolFactory
-    ) -> list[IListeningPort]:
-        opened = []
+        self,
+        key: str,
+        own: ListenerConfig,
+        factory: IProtocolFactory,
+        ports: list[IListeningPort],
+    ) -> None:
         try:
             for description in activated(own.endpoint):
-                opened.append(
-                    await listen(self._reactor, description, factory, backlog=own.backlog)
-                )
+                port = await listen(self._reactor, description, factory, backlog=own.backlog)
+                ports.append(port)
+                self._opened(port, own)
         except CannotListenError as error:
             cause = error.socketError
             reason = getattr(cause, "strerror", None) or str(cause)
             raise ConfigError(key, f'"{own.endpoint}": cannot listen: {reason}') from None
         except ConfigError as error:
             raise ConfigError(key, f'"{own.endpoint}": {error.reason}') from None
+
+    def _opened(self, port: IListeningPort, own: ListenerConfig) -> None:
+        is_secure = bool(own.certificate) or own.endpoint.startswith("ssl:")
+        _log.info("Listening on {address}", address=_shown(port, is_secure=is_secure))
         if own.certificate and self._https_port is None:
-            self._https_port = getattr(opened[0].getHost(), "port", None)
-        return opened
+            self._https_port = getattr(port.getHost(), "port", None)
 
     def _factory(
-        self, index: int, own: ListenerConfig, certificates: Certificates | None = None
+        self, own: ListenerConfig, certificates: Certificates | None = None
     ) -> IProtocolFactory:
         """What makes a listener's connections: HTTP, in TLS, behind a balancer's header."""
         if own.redirect:
@@ -200,18 +199,17 @@ class Listeners:
                 partial(_protocol, http),
                 admission=self._admission,
                 wheel=self._wheel,
+                timeout_s=own.handshake_timeout_s,
             )
             self._thresholds.append(secure.handshakes)
             factory = secure
         if own.proxy_protocol:
-            if not self._proxies and not own.endpoint.startswith("unix:"):
-                reason = "true: server.proxies must say who may send such a header"
-                raise ConfigError(f"listener[{index}].proxy_protocol", reason)
             behind = ProxyProtocolFactory(
                 factory,
                 is_trusted=self._is_proxy,
                 admission=self._admission,
                 wheel=self._wheel,
+                timeout_s=own.handshake_timeout_s,
             )
             self._thresholds.append(behind)
             factory = behind

@@ -6,6 +6,7 @@ Also starts and stops those that the user's own `App` has mounted.
 from __future__ import annotations
 
 import os
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
 
@@ -103,7 +104,7 @@ def _target(key: str, kind: str, table: MountConfig) -> Any:
         return load_kind(named, key, App)
     if kind == "directory":
         if not os.path.isdir(named):
-            raise ConfigError(key, f"{named!r} is not a folder")
+            raise ConfigError(key, f'"{named}": there is no such folder')
         return Files(named, max_age_s=round(table.max_age_s))
     if kind == "package":
         return _package_files(key, table)
@@ -111,7 +112,7 @@ def _target(key: str, kind: str, table: MountConfig) -> Any:
     try:
         return _hosted(kind, found, table)
     except TypeError as error:
-        raise ConfigError(key, f"{named!r}: {error}") from None
+        raise ConfigError(key, f'"{named}": {error}') from None
 
 
 def _hosted(kind: str, found: Any, table: MountConfig) -> Mounted:
@@ -130,5 +131,7 @@ def _package_files(key: str, table: MountConfig) -> Files:
     except ModuleNotFoundError:
         spec = None
     if spec is None:
-        raise ConfigError(key, f"{table.package!r}: there is no package {package}")
+        raise ConfigError(key, f'"{table.package}": there is no package {package}')
+    if not files(package).joinpath(folder).is_dir():
+        raise ConfigError(key, f'"{table.package}": there is no such folder in {package}')
     return Files(folder, package=package, max_age_s=round(table.max_age_s))

@@ -13,6 +13,7 @@ from pelotontx.ops import debug_vars, health, metrics
 from pelotontx.services.limits import form_limits
 from pelotontx.services.mounts import Mounts
 from pelotontx.web import App, Request
+from pelotontx.web.compress import Compress
 from pelotontx.web.session import Sessions
 from pelotontx.web.uploads import DiskSink
 from pelotontx.wire.forwarded import Proxies
@@ -35,6 +36,8 @@ def application(
     """
     paths = config.paths
     app = App(development=config.server.development)
+    if config.http.gzip:
+        app.after(Compress())
     if serves != "application":
         if paths.health:
             app.include(health.routes(paths.health, health_state))

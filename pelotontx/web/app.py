@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from copy import copy
 from inspect import iscoroutine
 from typing import Any
 
@@ -131,6 +132,7 @@ class App(RouteTree):
         return begin(self._amended(request, answer))
 
     async def _amended(self, request: Request, answer: Response) -> Answer:
+        answer = copy(answer)  # a handler may give the same one to everybody
         for hook in request.after_hooks or ():
             answer = await amended(request, answer, hook, self.error_response, answer)
         return answer

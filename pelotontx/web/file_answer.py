@@ -36,7 +36,7 @@ def head_of(representation: Representation, further: bytes = b"") -> bytes:
 
 
 def answer(request: Request, found: Representation, head: bytes, *, now_s: float) -> Response:
-    """The response to a GET or HEAD.
+    """The response to a GET or HEAD; any other method has the file whole.
 
     Args:
         request: whose conditions and ranges count.
@@ -55,7 +55,9 @@ def answer(request: Request, found: Representation, head: bytes, *, now_s: float
         raise HTTPError(412, "The file is another one by now.")
     if request.method == "HEAD":
         return _response(200, b"", head, found.size)
-    ranges = wanted_ranges(fields, found.validators, found.size, now_s=now_s)
+    ranges = None
+    if request.method == "GET":
+        ranges = wanted_ranges(fields, found.validators, found.size, now_s=now_s)
     if ranges is None:
         return _response(200, found.part(0, found.size), head, found.size)
     if not ranges:

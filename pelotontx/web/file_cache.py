@@ -41,21 +41,26 @@ SIBLINGS = {"br": ".br", "gzip": ".gz"}
 
 
 class Version(NamedTuple):
-    """What differs when a file was replaced or written."""
+    """What differs when a file was replaced or written.
+
+    Deployments that set the same times again and again are told apart by the time of the change,
+    which nobody can set; it is also another one when the owner or permissions are.
+    """
 
     inode: int
     size: int
     modified_ns: int
+    changed_ns: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Version:
         """Of what `os.stat` says."""
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     @property
     def validators(self) -> Validators:
         """The strong entity tag and date of the file."""
-        etag = f'"{self.inode:x}-{self.size:x}-{self.modified_ns:x}"'
+        etag = f'"{self.inode:x}-{self.size:x}-{self.changed_ns:x}"'
         return Validators(etag, self.modified_ns // 1_000_000_000)
 
 

@@ -299,6 +299,8 @@ async def _read_urlencoded(request: Request, limits: FormLimits) -> Form[F]:
     except ValueError:
         raise HTTPError(413, "The form has too many parts.") from None
     for name, value in pairs:
+        if len(value.encode()) > limits.field_bytes:
+            raise HTTPError(413, f"A field is longer than {limits.field_bytes} bytes.")
         form.fields.setdefault(name, []).append(value)
     return form
 
@@ -312,7 +314,7 @@ async def _read_multipart(
         async for part in parts(request, limits):
             if part.filename is None:
                 value = await part.text()
-                room -= len(part.name) + len(value)
+                room -= len(part.name.encode()) + len(value.encode())
                 if room < 0:
                     raise HTTPError(413, "The fields of the form are too long.")
                 form.fields.setdefault(part.name, []).append(value)

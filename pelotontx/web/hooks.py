@@ -7,6 +7,7 @@ is settled when the routing table is built, so that other routes pay nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from inspect import iscoroutine
 from typing import Any
 
@@ -110,9 +111,10 @@ class Steps:
             raise
         except Exception as error:  # the user's code
             answer = await self._failed(request, error)
+        if not self._after or isinstance(answer, Upgrade):
+            return answer
+        answer = copy(answer)  # a handler may give the same one to everybody
         for hook in self._after:
-            if isinstance(answer, Upgrade):
-                break
             answer = await amended(request, answer, hook, self._fail, request, answer)
         return answer
 
@@ -197,10 +199,10 @@ async def amended(
 
 def _page(error: Exception, status: int, result: Any) -> Response | Upgrade:
     """What an error handler returned, with what the error itself asks of the answer."""
-    answer = respond(result)
+    answer = copy(respond(result))
     if isinstance(answer, Upgrade):
         return answer
-    if answer is not result:  # a plain value
+    if not isinstance(result, Response):  # a plain value
         answer.status = status
     if isinstance(error, HTTPError):
         for name, value in error.headers.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from codecs import lookup
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from email.message import Message
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from functools import partial
-from http.cookies import CookieError, SimpleCookie
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 from urllib.parse import parse_qs
 
 import msgspec
@@ -19,7 +19,10 @@ from pelotontx.web.errors import HTTPError
 from pelotontx.web.forms import Form, FormLimits, Parts, parts, read_form
 from pelotontx.web.session import Session, Sessions
 from pelotontx.web.uploads import DiskSink, Upload
+from pelotontx.wire.cookies import read_cookies
 from pelotontx.wire.forwarded import Origin, Proxies
+
+_T = TypeVar("_T")
 
 #: More arguments of a query or a form than any page has; each costs an object.
 _ARGUMENTS = 1000
@@ -28,8 +31,16 @@ _ARGUMENTS = 1000
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
-#: Codecs that no client means, some of which take quadratic time.
-_NO_CHARSETS = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7"})
+_CHARSET = re.compile(r';[ \t]*charset[ \t]*=[ \t]*"?([^";]*)', re.IGNORECASE)
+#: What browsers know. Python has codecs that are no charsets, or take quadratic time; and it keeps
+#: every name that it was ever asked for.
+_CODECS = (
+    frozenset({"ascii", "utf_8", "utf_16", "utf_16_le", "utf_16_be", "latin_1", "mac_roman"})
+    | frozenset(f"iso8859_{part}" for part in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16))
+    | frozenset(f"cp{page}" for page in (866, 874, 932, 949, *range(1250, 1259)))
+    | frozenset({"koi8_r", "koi8_u", "gb2312", "gbk", "gb18030", "big5", "big5hkscs"})
+    | frozenset({"shift_jis", "euc_jp", "iso2022_jp", "euc_kr"})
+)
 
 
 class Request(http.Request):
@@ -75,11 +86,11 @@ class Request(http.Request):
 
     @property
     def cookies(self) -> dict[str, str]:
-        """The cookies by name; malformed ones are left out."""
+        """The cookies by name; see `wire.cookies.read_cookies`."""
         try:
             return self._cookies  # type: ignore[has-type,no-any-return]
         except AttributeError:
-            self._cookies = _cookies(self.headers.get_all("cookie"))
+            self._cookies = read_cookies(self.headers.get_all("cookie"))
         return self._cookies
 
     # The body. A handler finds it complete, unless its route has `stream=True`.
@@ -92,10 +103,17 @@ class Request(http.Request):
     @property
     def charset(self) -> str:
         """The body's charset, lower case; ``utf-8`` if the client names none."""
-        message = Message()
-        message["content-type"] = self.headers.get("content-type")
-        charset = message.get_param("charset")
-        return charset.lower() if isinstance(charset, str) and charset else "utf-8"
+        found = _CHARSET.search(self.headers.get("content-type"))
+        return found[1].strip().lower() if found and found[1] else "utf-8"
+
+    @property
+    def _codec(self) -> str:
+        """Python's name of the charset."""
+        name = normalize_encoding(self.charset)
+        codec = aliases.get(name, name)
+        if codec not in _CODECS:
+            raise HTTPError(415, "The charset is unknown.")
+        return codec
 
     @property
     def _whole(self) -> bytes:
@@ -110,14 +128,20 @@ class Request(http.Request):
         Raises:
             HTTPError: 415 for an unknown charset, 400 for bytes that are not of it.
         """
+        codec = self._codec
         try:
-            if lookup(self.charset).name in _NO_CHARSETS:
-                raise LookupError
-            return self._whole.decode(self.charset)
-        except LookupError:
-            raise HTTPError(415, "The charset is unknown.") from None
+            return self._whole.decode(codec)
         except UnicodeDecodeError:
             raise HTTPError(400, f"The body is not {self.charset}.") from None
+
+    @overload
+    def json(self) -> Any: ...
+
+    @overload
+    def json(self, type: type[_T]) -> _T: ...
+
+    @overload
+    def json(self, type: Any) -> Any: ...
 
     def json(self, type: Any = Any) -> Any:
         """The body, decoded from JSON.
@@ -132,6 +156,8 @@ class Request(http.Request):
             return msgspec.json.decode(self._whole, type=type)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HTTPError(400, f"The body is not what was expected: {error}.") from None
+        except RecursionError:
+            raise HTTPError(400, "The body is nested too deeply.") from None
 
     @property
     def form(self) -> dict[str, list[str]]:
@@ -146,7 +172,7 @@ class Request(http.Request):
             pass
         if self._whole and self.content_type != FORM_TYPE:
             raise HTTPError(415, f"A form is expected here, {FORM_TYPE}.")
-        self._form = _parsed(self.text, self.charset)
+        self._form = _parsed(self.text, self._codec)
         return self._form
 
     def form_field(self, name: str, default: str = "") -> str:
@@ -287,16 +313,3 @@ def _parsed(text: str, encoding: str) -> dict[str, list[str]]:
         return parse_qs(text, keep_blank_values=True, max_num_fields=_ARGUMENTS, encoding=encoding)
     except ValueError:
         raise HTTPError(400, "Too many arguments.") from None
-
-
-def _cookies(lines: list[str]) -> dict[str, str]:
-    cookies: dict[str, str] = {}
-    for line in lines:
-        for pair in line.split(";"):
-            try:
-                parsed = SimpleCookie(pair.strip())
-            except CookieError:
-                continue
-            for name, morsel in parsed.items():
-                cookies.setdefault(name, morsel.value)
-    return cookies

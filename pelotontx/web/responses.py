@@ -5,7 +5,7 @@ A handler may also return plain values, which `respond` makes responses of:
     Response, Upgrade    as they are
     str                  text/plain, UTF-8 (`html` for HTML)
     bytes                application/octet-stream
-    dict, list           application/json
+    dict, list, Struct   application/json (`json` for other types that msgspec encodes)
     None                 204 No Content
     async iterator       a stream of str or bytes, text/plain (`stream` for another type)
 """
@@ -25,7 +25,9 @@ from pelotontx.net.http import Response, Upgrade
 _encode_json = msgspec.json.Encoder().encode
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_UNQUOTED = re.compile(r"[^\x00-\x1f!-\x7f]+")  # what is no URL's; control characters are refused
 _TEXT = "text/plain; charset=utf-8"
+_JSON_TYPES = (dict, list, msgspec.Struct)
 
 
 def text(body: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -51,7 +53,8 @@ def redirect(location: str, status: int = 303) -> Response:
     """Sends the browser elsewhere; 303 makes it a GET, 307 and 308 keep the method.
 
     Args:
-        location: a URL, quoted. One that a client chose can lead to any site: check it first.
+        location: a URL; spaces and what is not ASCII are quoted. One that a client chose can lead
+            to any site: check it first.
         status: 301, 302, 303, 307 or 308.
 
     Raises:
@@ -59,7 +62,11 @@ def redirect(location: str, status: int = 303) -> Response:
     """
     if status not in _REDIRECTS:
         raise LocalProtocolError(f"{status} does not redirect")
-    return Response(status, b"", {"Location": location})
+    return Response(status, b"", {"Location": _UNQUOTED.sub(_quoted, location)})
+
+
+def _quoted(found: re.Match[str]) -> str:
+    return quote(found[0])
 
 
 def not_found(message: str = "") -> Response:
@@ -133,10 +140,13 @@ def respond(result: Any) -> Response | Upgrade:
         return text(result)
     if isinstance(result, bytes):
         return Response(200, result, (), "application/octet-stream")
-    if isinstance(result, dict | list):
+    if isinstance(result, _JSON_TYPES):
         return json(result)
     if result is None:
         return Response(204)
     if hasattr(result, "__aiter__"):
         return stream(result)
-    raise LocalProtocolError(f"a handler returned {type(result).__name__}")
+    raise LocalProtocolError(
+        f"a handler returned {type(result).__name__}; it may return a Response, str, bytes, dict, "
+        "list, Struct, None or an async iterator"
+    )

@@ -19,7 +19,6 @@ hand and gives it to its class of requests as `sessions`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from copy import copy
 from ipaddress import ip_address
 from secrets import token_urlsafe
 from time import time
@@ -329,7 +328,7 @@ class Sessions:
         Args:
             session: what `load` gave; it cannot be changed afterwards.
             request: whose answer it is.
-            response: the answer.
+            response: the answer, which may be changed.
 
         Returns:
             What is to be sent: with the cookie, if there is a new one; a 503 if the store does not
@@ -349,7 +348,6 @@ class Sessions:
         except BrokerError as error:
             self._log.debug("A session cannot be saved: {error}", error=error)
             return error_page(request, 503, _UNAVAILABLE, headers=_RETRY)
-        response = copy(response)  # a handler may give the same one to everybody
         if is_issued:
             self._warn(request)
             self._set_cookie(response, self._signer.sign(session.id, int(session.began_s)))

@@ -241,11 +241,15 @@ class _Folder:
         self.path = self._base / (_PREFIX + token_hex(8))
 
     def make(self) -> None:
-        """Makes it when it is first needed, and removes those of dead servers."""
+        """Makes it when it is first needed, and removes those of dead servers.
+
+        And again after somebody who tidies up temporary files has taken it away.
+        """
         with self._lock:
-            if self._descriptor >= 0:
+            if self._descriptor >= 0 and self.path.exists():
                 return
-            self.path.mkdir(0o700)
+            self._unlock()
+            self.path.mkdir(0o700, exist_ok=True)
             self._descriptor = _locked(self.path)
             for other in self._base.glob(f"{_PREFIX}*"):
                 if other != self.path:
@@ -267,8 +271,12 @@ class _Folder:
         with self._lock:
             if self._descriptor >= 0:
                 shutil.rmtree(self.path, ignore_errors=True)
-                os.close(self._descriptor)
-                self._descriptor = -1
+                self._unlock()
+
+    def _unlock(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class DiskSink:

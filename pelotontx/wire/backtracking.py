@@ -49,7 +49,7 @@ def growth(pattern: str) -> int:
     parsed = _parser.parse(pattern)
     graph = _Graph(folds=bool(parsed.state.flags & re.IGNORECASE))
     graph.add(parsed)
-    return graph.growth()
+    return max(1, graph.cost())
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class _Graph:
         self._folds = folds
         self._sets: list[frozenset[str]] = []
         self._follow: list[Counter[int]] = []
-        self._worst = 1  # of what is matched by itself: lookaround, atomic groups
+        self._weights: dict[int, int] = {}  # powers of what is matched by itself
 
     # From the parsed pattern.
 
@@ -96,7 +96,7 @@ class _Graph:
         if kind is sre.GROUPREF_EXISTS:
             return self._branch([branch or [] for branch in value[1:]])
         if kind is sre.GROUPREF:
-            return self._position(_ALPHABET)
+            return self._repeated(0, _WRITTEN_OUT + 1, [(sre.ANY, None)])
         if kind in (sre.ATOMIC_GROUP, sre.POSSESSIVE_REPEAT, sre.ASSERT, sre.ASSERT_NOT):
             return self._closed(kind, value)
         return _Part()  # an anchor
@@ -133,7 +133,9 @@ class _Graph:
         if most > _WRITTEN_OUT:
             part = self.add(items)
             self._link(part.last, part.first)
-            return _Part(part.first, part.last, min(2, part.empty + (not least)))
+            if part.empty:  # what follows is tried before a last turn without text, and after it
+                return _Part(part.first, [*set(part.last)] * 2, empty=2)
+            return _Part(part.first, part.last, int(not least))
         whole = _Part()
         for turn in range(most):
             part = self.add(items)
@@ -148,17 +150,23 @@ class _Graph:
             part = inner._repeated(*value)
         else:
             part = inner.add(value if kind is sre.ATOMIC_GROUP else value[1])
-        self._worst = max(self._worst, inner.growth())
-        if kind in (sre.ASSERT, sre.ASSERT_NOT) or not inner._sets:
-            return _Part()
-        whole = self._position(frozenset().union(*inner._sets))
-        whole.empty = part.empty
+        characters: frozenset[str] = frozenset().union(*inner._sets)
+        whole = _Part()
+        if inner._sets and kind not in (sre.ASSERT, sre.ASSERT_NOT):
+            whole = self._position(characters)
+            whole.empty = part.empty
+        power = inner.cost()
+        if power:  # it is paid wherever one comes to it, matched or not: a loop that leads nowhere
+            end = self._position(characters)
+            self._link(end.last, end.first)
+            self._weights[end.last[0]] = power
+            whole.first += end.first
         return whole
 
     # What it tells.
 
-    def growth(self) -> int:
-        """See the function of this name."""
+    def cost(self) -> int:
+        """As `growth`, and 0 if nothing is repeated."""
         reach = [self._reached(number) for number in range(len(self._sets))]
         loops = {
             frozenset(other for other in reach[number] if number in reach[other])
@@ -167,7 +175,8 @@ class _Graph:
         }
         if any(self._doubles(loop) for loop in loops):
             return EXPONENTIAL
-        return max(self._worst, self._power(sorted(loops, key=min)))
+        ends = self._weights  # behind all others: nothing is reached from there
+        return self._power(sorted(loops, key=lambda loop: (min(loop) in ends, min(loop))))
 
     def _reached(self, start: int, within: frozenset[str] = _ALPHABET) -> set[int]:
         """The positions behind one, by way of those that can take one of `within`."""
@@ -206,14 +215,15 @@ class _Graph:
     def _power(self, loops: list[frozenset[int]]) -> int:
         """The most loops in a row of which each can take over text from the one before."""
         texts = [frozenset().union(*(self._sets[number] for number in loop)) for loop in loops]
-        longest = [1] * len(loops)
+        weights = [self._weights.get(min(loop), 1) for loop in loops]
+        longest = list(weights)
         for later, loop in enumerate(loops):
             for earlier in range(later):
                 shared = texts[earlier] & texts[later]
                 start = min(loops[earlier])
                 if shared and self._reached(start, shared) & loop:
-                    longest[later] = max(longest[later], longest[earlier] + 1)
-        return max(longest, default=1)
+                    longest[later] = max(longest[later], longest[earlier] + weights[later])
+        return min(EXPONENTIAL, max(longest, default=0))
 
 
 def _closure(

@@ -1,13 +1,16 @@
-"""The Set-Cookie field: what a server may ask a browser to keep. Pure.
+"""Cookies: what a server may ask a browser to keep, and what browsers send back. Pure.
 
     Set-Cookie: name "=" value *("; " attribute)          RFC 6265, section 4.1, and 6265bis
+    Cookie: name "=" value *("; " name "=" value)         section 4.2
 
-Browsers drop, without a word, what breaks the rules; here it is the caller's error.
+Browsers drop, without a word, what breaks the rules of Set-Cookie; here it is the caller's error.
+What they send is read as it comes: scripts and other programs on the same host set cookies, too.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from pelotontx.errors import LocalProtocolError
 
@@ -20,6 +23,34 @@ _PATH = re.compile(r"/[ -:<-~]*")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _SAME_SITE = frozenset({"Strict", "Lax", "None", ""})
+#: In a quoted value, as Python's http.cookies writes them: an octal number, or the character.
+_ESCAPED = re.compile(r"\\([0-3][0-7]{2}|.)")
+
+
+def read_cookies(fields: Iterable[str]) -> dict[str, str]:
+    """The cookies by name; those without a name that is a token are left out.
+
+    Of several with one name the first counts: browsers send the one for the longest path first.
+    """
+    cookies: dict[str, str] = {}
+    for field in fields:
+        for pair in field.split(";"):
+            name, equals, value = pair.partition("=")
+            name = name.strip(" \t")
+            if equals and _NAME.fullmatch(name):
+                cookies.setdefault(name, _unquoted(value.strip(" \t")))
+    return cookies
+
+
+def _unquoted(value: str) -> str:
+    if len(value) < 2 or not value[0] == value[-1] == '"':
+        return value
+    return _ESCAPED.sub(_character, value[1:-1])
+
+
+def _character(escaped: re.Match[str]) -> str:
+    text = escaped[1]
+    return text if len(text) == 1 else chr(int(text, 8))
 
 
 def set_cookie_value(

@@ -16,7 +16,7 @@ from pelotontx.net.tcp import connect
 from pelotontx.web import App, HTTPError, Request, stream
 from pelotontx.wire.forwarded import Proxies
 from tests.support.conversation import Conversation
-from tests.support.site import serving
+from tests.support.http_site import served
 
 pytestmark = pytest.mark.reactors
 
@@ -43,7 +43,7 @@ async def test_ordinary_handler_waits_for_the_body_and_a_streaming_one_does_not(
         begun.callback(None)
         return await request.stream.read()
 
-    async with serving(app) as url:
+    async with served(app) as url:
         client = await call(url)
         client.say(post("/whole", 6) + b"abc")
         client.say(b"def")
@@ -68,7 +68,7 @@ async def test_refusals_do_not_wait_for_the_body() -> None:
     app.post("/private")(lambda _: "never")
     app.get("/page")(lambda _: "never")
     app.post("/small", body_limit_bytes=10)(lambda _: "never")
-    async with serving(app) as url:
+    async with served(app) as url:
         for path, status in (("/private", 403), ("/page", 405), ("/no", 404), ("/small", 413)):
             client = await call(url)
             client.say(post(path, 500_000))
@@ -83,7 +83,7 @@ async def test_limit_of_a_route_is_above_the_servers() -> None:
     app = App()
     size = 3_000_000
     app.post("/upload", body_limit_bytes=size)(lambda request: f"{len(request.body)} bytes")
-    async with serving(app) as url:
+    async with served(app) as url:
         client = await call(url)
         client.say(post("/upload", size) + b"z" * size)
         await client.until(b"3000000 bytes")
@@ -106,7 +106,7 @@ async def test_hooks_and_mounts_are_around_real_requests() -> None:
     shop.mount("/static", Place())
     app.mount("/shop", shop)
     kind: Any = type("Behind", (Request,), {"__slots__": (), "proxies": Proxies(["127.0.0.1"])})
-    async with serving(app, request_class=kind) as url:
+    async with served(app, request_class=kind) as url:
         client = await call(url)
         client.say(
             b"GET /shop/static/a%20b HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9, 1.2.3.4\r\n"
@@ -133,7 +133,7 @@ async def test_generator_is_ended_when_the_client_goes() -> None:
         finally:
             closed.callback(None)
 
-    async with serving(app) as url:
+    async with served(app) as url:
         client = await call(url)
         client.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         await client.until(b"one\n")

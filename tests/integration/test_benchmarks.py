@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import redis_binary
+from tests.support.servers import redis_binary, system_binary
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -60,6 +60,21 @@ def test_fanout_delivers_every_event_to_every_subscriber(tmp_path: Path) -> None
     for system in cell["systems"].values():
         assert (system["lost"], system["wrong"]) == (0, 0)
         assert system["deliveries"] > 0
+
+
+def test_http_server_asks_every_server_for_the_same(tmp_path: Path) -> None:
+    system_binary("wrk")
+    path = tmp_path / "http.json"
+    done = run(
+        *("http_server.py", "--quick", "--servers", "twisted.web", "--json", str(path)),
+        *("--works", "hello", "routed", "10 KB"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = json.loads(path.read_text())["cells"]
+    assert set(cells) == {"hello", "routed", "10 KB"}
+    for servers in cells.values():
+        assert set(servers) == {"ours", "twisted.web"}
+        assert all(figures["rate"][0] > 0 for figures in servers.values())
 
 
 def test_upload_measures_memory_and_stalls(tmp_path: Path) -> None:

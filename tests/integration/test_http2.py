@@ -123,6 +123,17 @@ async def serving(folder: Path, limits: HTTPLimits | None = None) -> AsyncIterat
         await deferLater(reactor, 0, lambda: None)  # a stock reactor's last flush
 
 
+@pytest_twisted.ensureDeferred
+async def test_curl_gets_a_refusal_that_comes_before_its_upload_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "five"
+    path.write_bytes(bytes(5 * MIB))
+    async with serving(tmp_path) as site:
+        site.handlers["/refused"] = lambda _: Response(400, b"early")
+        for _ in range(3):
+            out = await site.curl("/refused", "--upload-file", str(path))
+            assert out == b"early\n2 400"
+
+
 @pytest.mark.reactors
 @pytest_twisted.ensureDeferred
 async def test_curl_gets_puts_and_downloads(tmp_path: Path) -> None:

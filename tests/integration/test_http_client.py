@@ -30,9 +30,9 @@ from pelotontx.net.http_client import AnswerTooLong, fetch, http_client
 from pelotontx.net.wheel import Wheel
 from pelotontx.web.app import App, Request, Response
 from tests.support.conversation import certificate
+from tests.support.http_site import served
 from tests.support.programs import Program
 from tests.support.servers import free_port
-from tests.support.site import serving
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 20
@@ -81,7 +81,7 @@ def cookie(request: Request) -> str:
 
 @pytest_twisted.ensureDeferred
 async def test_params_headers_and_bodies_arrive() -> None:
-    async with serving(app) as url:
+    async with served(app) as url:
         sent = await fetch(
             reactor,
             "POST",
@@ -103,7 +103,7 @@ async def test_params_headers_and_bodies_arrive() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_fixed_chunked_and_compressed_answers_are_read_whole() -> None:
-    async with serving(app) as url:
+    async with served(app) as url:
         chunked = await fetch(reactor, "GET", f"{url}/chunks")
         assert chunked.headers.getRawHeaders("transfer-encoding") is None  # the framing is done
         assert chunked.body == b"".join(b"%d," % number for number in range(100))
@@ -114,7 +114,7 @@ async def test_fixed_chunked_and_compressed_answers_are_read_whole() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_longer_answer_than_wanted_is_refused() -> None:
-    async with serving(app) as url:
+    async with served(app) as url:
         for path in ("/long", "/packed"):
             with pytest.raises(AnswerTooLong):
                 await fetch(reactor, "GET", url + path, limit_bytes=4999)
@@ -123,7 +123,7 @@ async def test_a_longer_answer_than_wanted_is_refused() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_redirects_are_followed_and_cookies_kept_only_when_asked_for() -> None:
-    async with serving(app) as url:
+    async with served(app) as url:
         assert (await fetch(reactor, "GET", f"{url}/away")).status == 302
         assert (await fetch(reactor, "GET", f"{url}/cookie")).body == b"none"
         followed = await fetch(reactor, "GET", f"{url}/away", allow_redirects=True)
@@ -138,7 +138,7 @@ async def test_a_pool_keeps_the_connection() -> None:
     seen = []
     keeping = App()
     keeping.get(r"^/$")(lambda request: str(seen.append(str(request.peer))))
-    async with serving(keeping) as url:
+    async with served(keeping) as url:
         pool = HTTPConnectionPool(reactor)
         client = http_client(reactor, pool=pool)
         for _ in range(3):
@@ -262,7 +262,7 @@ def _key_and_certificate(pem: bytes) -> tuple[object, object]:
 
 @pytest_twisted.ensureDeferred
 async def test_the_example_prints_an_answer(tmp_path: Path) -> None:
-    async with serving(app) as url:
+    async with served(app) as url:
         example = Program(
             reactor,
             str(ROOT / "examples" / "http_client.py"),

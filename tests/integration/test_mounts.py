@@ -332,7 +332,8 @@ class TestStarts:
         program.child.start()
         status = await program.ended()
         assert status.code == 1
-        assert f"peloton: {line}" in program.output
+        assert line in program.output
+        assert "peloton: " in program.output
         assert "Traceback" not in program.output
 
 

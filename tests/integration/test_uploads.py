@@ -30,9 +30,9 @@ from pelotontx.web.forms import FormLimits
 from pelotontx.web.uploads import DiskSink, Upload
 from pelotontx.wire.multipart import PartHead
 from tests.support.browser import chromium, on_browser_thread
+from tests.support.http_site import served
 from tests.support.programs import PelotonServer, Program
 from tests.support.servers import eventually, system_binary
-from tests.support.site import serving
 
 ROOT = Path(__file__).parents[2]
 KIB = 1024
@@ -236,6 +236,16 @@ class TestDisk:
         os.close(lock)
 
     @pytest_twisted.ensureDeferred
+    async def test_a_folder_that_somebody_has_removed_is_made_again(self, spool: Path) -> None:
+        async with disk(spool) as sink:
+            for _ in range(2):
+                writer, upload = await uploaded(sink, BIG)
+                assert await upload.read() == BIG
+                (folder,) = spool.iterdir()
+                shutil.rmtree(folder)  # as those do who tidy up temporary files
+                await writer.discard()
+
+    @pytest_twisted.ensureDeferred
     async def test_a_folder_that_cannot_be_used_fails_the_write(self, spool: Path) -> None:
         sink = DiskSink(reactor, folder=str(spool / "nowhere"))
         writer = await sink.open(HEAD)
@@ -262,7 +272,7 @@ async def site(app: App, spool: Path) -> AsyncIterator[str]:
     async with disk(spool) as sink:
         limits = FormLimits(body_bytes=MIB, files=3)
         own = {"__slots__": (), "uploads": sink, "form_limits": limits}
-        async with serving(app, request_class=type("Request", (Request,), own)) as url:
+        async with served(app, request_class=type("Request", (Request,), own)) as url:
             yield url
 
 

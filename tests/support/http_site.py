@@ -19,15 +19,21 @@ from tests.support.conversation import Conversation
 class Site:
     """The server, and the clients that called it."""
 
-    def __init__(self, limits: HTTPLimits | None = None) -> None:
-        self.app = App()
+    def __init__(
+        self,
+        limits: HTTPLimits | None = None,
+        *,
+        app: App | None = None,
+        request_class: type[Request] = Request,
+    ) -> None:
+        self.app = app or App()
         self.wheel = Wheel(reactor)
         self.factory = HTTPFactory(
             self.app.handle,
             wheel=self.wheel,
             clock=reactor,
             limits=limits,
-            request_class=Request,
+            request_class=request_class,
         )
         self.ports: list[Any] = []
         self.clients: list[Conversation] = []
@@ -71,6 +77,17 @@ async def serving(limits: HTTPLimits | None = None) -> AsyncIterator[Site]:
     await site.listen()
     try:
         yield site
+    finally:
+        await site.stop()
+
+
+@asynccontextmanager
+async def served(app: App, *, request_class: type[Request] = Request) -> AsyncIterator[str]:
+    """Serves `app` within an ``async with``; gives its URL, without a slash at the end."""
+    site = Site(app=app, request_class=request_class)
+    await site.listen()
+    try:
+        yield f"http://127.0.0.1:{site.number}"
     finally:
         await site.stop()
 

@@ -210,6 +210,13 @@ class TogetherTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(together(None, succeed(1))), (None, 1))
         self.assertEqual(self.successResultOf(together()), ())
 
+    def test_a_deferred_that_others_wait_for_keeps_its_result(self) -> None:
+        shared: Deferred[int] = Deferred()
+        waiting = together(shared, shared)
+        shared.callback(5)
+        self.assertEqual(self.successResultOf(waiting), (5, 5))
+        self.assertEqual(self.successResultOf(shared), 5)
+
     def test_a_mixture_of_named_and_unnamed_is_refused(self) -> None:
         self.assertRaises(TypeError, together, 1, b=2)
 

@@ -64,6 +64,17 @@ def response_head(status: int, fields: Iterable[tuple[str, str]]) -> Response:
     return Response(status, b"", kept, content_type, length=length, close=close)
 
 
+def checked(data: object) -> bytes:
+    """A piece of a body as an application gives it.
+
+    Raises:
+        LocalProtocolError: it is text, say.
+    """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise LocalProtocolError(f"a body is made of bytes, not of {type(data).__name__}")
+    return bytes(data)
+
+
 class Answer:
     """One answer, pushed in the reactor's thread.
 

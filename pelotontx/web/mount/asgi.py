@@ -27,7 +27,7 @@ from pelotontx.errors import ConfigError, LocalProtocolError
 from pelotontx.net.http import Response, Upgrade
 from pelotontx.net.sendfile import FileSlice
 from pelotontx.net.websocket import GOING_AWAY, Refused, ServerFactory
-from pelotontx.web.mount.answer import HIGH_BYTES, Answer, response_head
+from pelotontx.web.mount.answer import HIGH_BYTES, Answer, checked, response_head
 from pelotontx.web.mount.asgi_lifespan import Lifespan
 from pelotontx.web.mount.asgi_message import (
     ClientDisconnected,
@@ -184,6 +184,7 @@ def event_loop(reactor: Any, name: str) -> asyncio.AbstractEventLoop:
 def scope_of(request: Request) -> dict[str, Any]:
     """What a scope says of a request, whatever its type is."""
     target, _, query = origin_form(request).partition(b"?")
+    client = client_of(request)
     return {
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": request.version,
@@ -195,7 +196,7 @@ def scope_of(request: Request) -> dict[str, Any]:
             (name.encode("latin-1"), value.encode("latin-1"))
             for name, value in request.headers.items()
         ],
-        "client": client_of(request) if request.client not in ("", "unix") else None,
+        "client": client if client[0] else None,
         "server": server_of(request),
     }
 
@@ -277,7 +278,7 @@ class _Exchange:
         if kind == "http.response.start" and self._head is None:
             self._head = response_head(message["status"], decoded(message.get("headers", ())))
         elif kind == "http.response.body" and self._head is not None and not self._is_answered:
-            self._send_body(message.get("body", b""), is_last=not message.get("more_body", False))
+            self._send_body(checked(message.get("body", b"")), is_last=not message.get("more_body", False))
             await self._room.wait()
         elif kind == "http.response.pathsend" and self._head is not None and not self._is_answered:
             self._send_file(message["path"])

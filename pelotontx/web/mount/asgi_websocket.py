@@ -24,7 +24,7 @@ from pelotontx.net.websocket import (
 )
 from pelotontx.net.websocket_connection import ServerConnection
 from pelotontx.net.websocket_handshake import Handshake, read_handshake
-from pelotontx.web.mount.answer import Answer, response_head
+from pelotontx.web.mount.answer import Answer, checked, response_head
 from pelotontx.web.mount.asgi_message import (
     ClientDisconnected,
     Message,
@@ -163,10 +163,11 @@ class Socket:
     def _send_refusal(self, message: Message) -> None:
         answer = self.answer
         assert self._head is not None
+        body = checked(message.get("body", b""))
         answer.is_held = True
         if not answer.has_begun:
             answer.begin(self._head)
-        answer.write(message.get("body", b""))
+        answer.write(body)
         if not message.get("more_body", False):
             self._is_decided = True
             answer.finish()

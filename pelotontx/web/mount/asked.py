@@ -18,28 +18,33 @@ def origin_form(request: Request) -> bytes:
 
 
 def server_of(request: Request) -> tuple[str, int]:
-    """Name and port as the client knows them, from the Host field; without brackets."""
+    """Name and port as the client knows them, from the Host field; without brackets.
+
+    ``localhost`` where an HTTP/1.0 client names none.
+    """
     name, colon, port = request.host.rpartition(":")
     if not colon or not port.isdigit():  # "[::1]" ends in a bracket
         name, port = request.host.removesuffix(":"), ""
     default = 443 if request.scheme == "https" else 80
-    return name.strip("[]"), int(port or default)
+    return name.strip("[]") or "localhost", int(port or default)
 
 
 def client_of(request: Request) -> tuple[str, int]:
-    """Address and port of the client; the port is 0 where a proxy tells the address only."""
-    peer = request.peer
-    if isinstance(peer, IPv4Address | IPv6Address) and peer_name(peer) == request.client:
-        return request.client, peer.port
-    return request.client, 0
+    """Address and port of the client.
+
+    The port is 0 where a proxy tells the address only, the address empty behind a UNIX socket.
+    """
+    client, peer = request.client, request.peer
+    if isinstance(peer, IPv4Address | IPv6Address) and peer_name(peer) == client:
+        return client, peer.port
+    return ("" if client == "unix" else client), 0
 
 
 def client_address(request: Request) -> IAddress:
     """The same as Twisted has it."""
-    host, port = client_of(request)
-    peer = request.peer
-    if peer is not None and host == peer_name(peer):
+    client, peer = request.client, request.peer
+    if peer is not None and client == peer_name(peer):
         return peer
-    if not host or host == "unix":
+    if client in ("", "unix"):
         return UNIXAddress(None)
-    return (IPv6Address if ":" in host else IPv4Address)("TCP", host, port)
+    return (IPv6Address if ":" in client else IPv4Address)("TCP", client, 0)

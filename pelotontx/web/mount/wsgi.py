@@ -25,7 +25,7 @@ from pelotontx.net.http import Response, Upgrade
 from pelotontx.net.sendfile import FileSlice, OpenFile
 from pelotontx.net.threads import ThreadPool
 from pelotontx.web.errors import error_page
-from pelotontx.web.mount.answer import HIGH_BYTES, Answer, response_head
+from pelotontx.web.mount.answer import HIGH_BYTES, Answer, checked, response_head
 from pelotontx.web.mount.asked import client_of, server_of
 from pelotontx.web.mount.host import Host, Mounted
 from pelotontx.web.mount.wsgi_body import BodyUnreadable, Errors, FileWrapper, Input
@@ -191,7 +191,7 @@ class _Call:
         result: Any = self._application(self._environ, self.start_response)
         try:
             if isinstance(result, list | tuple) and len(result) == 1 and not self._is_sent:
-                self._whole = result[0]
+                self._whole = checked(result[0])
             elif not (isinstance(result, FileWrapper) and self._send_file(result)):
                 for piece in result:
                     self.write(piece)
@@ -231,9 +231,11 @@ class _Call:
 
         Raises:
             ClientGone: nobody reads.
+            LocalProtocolError: no bytes, or no status yet.
         """
         if self._head is None:
             raise LocalProtocolError("the application wrote before it called start_response")
+        data = checked(data)
         if not data:
             return
         with self._room:

@@ -84,6 +84,19 @@ class ThreadPoolTests(SynchronousTestCase):
         self.assertEqual(set(told), {*kinds, "done"})
         self.assertEqual(self.pool.unfinished, 0)
 
+    def test_who_fails_when_it_is_told_harms_no_other(self) -> None:
+        def fail(*_: object) -> None:
+            raise ValueError("mine")
+
+        self.pool = ThreadPool(self.clock, 1, name=self.id())  # type: ignore[arg-type]
+        self.addCleanup(self.pool.stop)
+        done = threading.Event()
+        self.pool.run("0", int, fail)
+        self.run_all(int, done.set)
+        self.assertTrue(done.wait(THREAD_TIMEOUT_S))
+        self.clock.until(lambda: len(self.told) == 2)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
     def test_what_ends_while_the_reactor_is_busy_wakes_it_once(self) -> None:
         self.pool = ThreadPool(self.clock, 1, name=self.id())  # type: ignore[arg-type]
         done = threading.Event()

@@ -37,6 +37,15 @@ class ListenerTests(SynchronousTestCase):
             (listener,) = self.load(f'[[listener]]\nendpoint = "{endpoint}"\n').listener
             self.assertEqual(listener.endpoint, endpoint)
 
+    def test_somebody_must_be_allowed_to_send_a_proxy_header(self) -> None:
+        self.assertEqual(
+            self.refusal(f"{TABLE}proxy_protocol = true\n"),
+            "listener[0].proxy_protocol: true: server.proxies must say who may send such a header",
+        )
+        self.load(f'[server]\nproxies = ["10.0.0.1"]\n{TABLE}proxy_protocol = true\n')
+        for endpoint in ("unix:/run/p.sock", "systemd:web"):
+            self.load(f'[[listener]]\nendpoint = "{endpoint}"\nproxy_protocol = true\n')
+
     def test_one_certificate_needs_no_list(self) -> None:
         one = self.load(f'{TABLE}certificate = "a.pem"\nprivate_key = "a.key"\n').listener[0]
         self.assertEqual((one.certificate, one.private_key), (("a.pem",), ("a.key",)))

@@ -71,6 +71,11 @@ class MountTests(ConfigTestCase):
             ),
             'peloton.toml: mount[1].path: "/a/": must differ from mount[0].path',
         )
+        for path in ("/health", "/ws/"):  # it would never be seen there
+            error = self.mount_error(f'path = "{path}"\nwsgi = "a:b"')
+            self.assertIn(f'"{path}": must differ from paths.', error)
+        self.load('[[mount]]\npath = "/"\nwsgi = "a:b"')
+        self.load('[paths]\nhealth = ""\n[[mount]]\npath = "/health"\nwsgi = "a:b"')
 
     def test_a_package_has_a_folder_inside_or_none(self) -> None:
         for good in ("shop", "shop.web:static", "shop:static/css"):

@@ -18,7 +18,7 @@ from pelotontx.net.http import (
     Response,
     Upgrade,
 )
-from tests.support.http_case import GET, HTTPCase
+from tests.support.http_case import GET, HTTPCase, SocketCase
 
 
 class AnswerTests(HTTPCase):
@@ -432,6 +432,18 @@ class DeadlineTests(HTTPCase):
         self.advance(1.5)
         self.assertTrue(wire.ended)
 
+    def test_each_of_the_heads_that_follow_each_other_has_its_own_time(self) -> None:
+        connection, wire = self.connect()
+        connection.dataReceived(GET[:10])
+        for _ in range(10):
+            self.advance(4)
+            connection.dataReceived(GET[10:] + GET[:10])
+        self.assertEqual(wire.taken().count(b"HTTP/1.1 200 "), 10)
+        self.advance(9)
+        self.assertFalse(wire.ended)
+        self.advance(1.5)
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 408 "))
+
     def test_idle_connection_is_closed(self) -> None:
         connection, wire = self.connect()
         connection.dataReceived(GET)
@@ -521,5 +533,32 @@ class DrainTests(HTTPCase):
         self.assertTrue(wire.aborted)
         self.successResultOf(drained)
 
+    def test_who_has_only_just_come_is_answered(self) -> None:
+        connection, wire = self.connect()
+        self.factory.drain(5)
+        self.clock.advance(0.9)
+        self.assertFalse(wire.ended)
+        connection.dataReceived(GET)
+        self.assertIn(b"Connection: close", wire.taken())
+        self.assertTrue(wire.ended)
+
+    def test_who_has_come_and_says_nothing_is_let_go(self) -> None:
+        _, wire = self.connect()
+        self.factory.drain(5)
+        self.clock.advance(1.2)
+        self.assertTrue(wire.ended)
+        self.assertFalse(wire.aborted)
+
     def test_nothing_to_drain_fires_at_once(self) -> None:
         self.successResultOf(self.factory.drain(5))
+
+
+class DrainSocketTests(SocketCase):
+    def test_a_request_that_lies_unread_is_answered(self) -> None:
+        connection, peer = self.open()
+        peer.send(GET)
+        self.assertIn(b"200 OK", self.read(peer))
+        peer.send(GET)
+        self.factory.drain(5)
+        self.assertIn(b"Connection: close", self.read(peer))
+        connection.abort()

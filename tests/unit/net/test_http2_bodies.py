@@ -104,6 +104,35 @@ class UploadTest(HTTP2Case):
         self.assertEqual(peer.upload(third, bytes(100 * KIB), end=True), 100 * KIB)
         self.assertTrue(peer.answers[third].ended)
 
+    def test_long_upload_that_is_read_as_it_comes_stops_no_other(self) -> None:
+        async def count(request: Request) -> Response:
+            return Response(200, b"%d" % sum([len(piece) async for piece in request.stream]))
+
+        self.streamed.add("/up")
+        self.results["/up"] = count
+        peer = self.peer()
+        peer.connection.held_limit_bytes = 2 * MIB
+        long = peer.ask("/up", method="POST", end=False)
+        self.assertEqual(peer.upload(long, bytes(3 * MIB)), 3 * MIB)
+        other = peer.ask("/", method="POST", end=False)
+        self.assertEqual(peer.upload(other, bytes(MIB), end=True), MIB)
+        peer.upload(long, b"x", end=True)
+        self.assertEqual(peer.answers[long].body, b"%d" % (3 * MIB + 1))
+
+    def test_upload_goes_on_when_the_oldest_was_read(self) -> None:
+        _, gates = self.reading("/up")
+        peer = self.peer()
+        peer.connection.held_limit_bytes = 200 * KIB
+        oldest = peer.ask("/up", method="POST", end=False)
+        peer.upload(oldest, bytes(MIB))
+        other = peer.ask("/", method="POST", end=False)
+        self.assertLess(peer.upload(other, bytes(190 * KIB)), 190 * KIB + 1)
+        self.assertLess(peer.upload(other, bytes(MIB)), MIB)
+        while not gates[-1].called:
+            gates[-1].callback(None)
+            peer.turn()
+        self.assertGreater(peer.h2.local_flow_control_window(other), 0)
+
     def test_expectation_is_met_when_the_body_is_read(self) -> None:
         _, gates = self.reading("/up")
         peer = self.peer()
@@ -126,8 +155,53 @@ class UploadTest(HTTP2Case):
         stream = peer.ask("/early", method="POST", end=False)
         answer = peer.answers[stream]
         self.assertEqual((answer.status, answer.body, answer.ended), (403, b"no", True))
+        self.assertIsNone(answer.reset)  # some clients would forget the answer
+        for _ in range(3):
+            self.clock.advance(1)
+        peer.turn()
         self.assertEqual(answer.reset, 0)
         self.assertFalse(peer.wire.disconnecting)
+
+    def test_good_answer_before_the_body_ends_the_upload_at_once(self) -> None:
+        self.streamed.add("/early")
+        self.results["/early"] = Response(200, b"enough")
+        peer = self.peer()
+        answer = peer.answers[peer.ask("/early", method="POST", end=False)]
+        self.assertEqual((answer.body, answer.ended, answer.reset), (b"enough", True, 0))
+
+    def test_rest_of_an_answered_upload_is_dropped(self) -> None:
+        self.streamed.add("/early")
+        self.results["/early"] = Response(403, b"no")
+        peer = self.peer()
+        stream = peer.ask("/early", method="POST", end=False)
+        self.assertEqual(peer.upload(stream, bytes(3_000_000), end=True), 3_000_000)
+        self.clock.advance(5)
+        peer.turn()
+        self.assertIsNone(peer.answers[stream].reset)
+        self.assertEqual(peer.answers[peer.ask("/")].status, 200)
+
+    def test_answered_upload_that_its_client_resets_is_over(self) -> None:
+        self.streamed.add("/early")
+        self.results["/early"] = Response(403, b"no")
+        peer = self.peer()
+        stream = peer.ask("/early", method="POST", end=False)
+        peer.h2.reset_stream(stream)
+        peer.turn()
+        self.clock.advance(5)
+        peer.turn()
+        self.assertIsNone(peer.answers[stream].reset)
+        self.assertFalse(peer.wire.disconnecting)
+
+    def test_answered_upload_holds_the_end_up_for_a_moment(self) -> None:
+        self.streamed.add("/early")
+        self.results["/early"] = Response(403, b"no")
+        peer = self.peer()
+        stream = peer.ask("/early", method="POST", end=False)
+        peer.connection.close_when_idle()
+        peer.turn()
+        self.assertFalse(peer.wire.disconnecting)
+        peer.upload(stream, b"abc", end=True)
+        self.assertTrue(peer.wire.disconnecting)
 
     def test_too_long_a_body_is_413(self) -> None:
         peer = self.peer()

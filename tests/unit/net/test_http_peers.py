@@ -247,6 +247,37 @@ class UnreadTests(SocketCase):
         self.turn(6.4)
         self.assertFalse(self.is_open(connection))
 
+    def test_nor_does_what_the_kernel_holds(self) -> None:
+        self.results["/"] = Response(200, b"z" * 30_000)
+        connection, peer = self.open()
+        peer.send(GET)
+        self.turn(30)
+        self.assertEqual(unsent_bytes(connection.transport), 0)
+        self.assertTrue(self.is_open(connection))
+        self.turn(6.4)
+        self.assertFalse(self.is_open(connection))
+
+    def test_nor_who_takes_a_few_bytes_now_and_then(self) -> None:
+        self.results["/"] = Response(200, b"z" * 5_000_000)
+        connection, peer = self.open()
+        peer.send(GET)
+        for _ in range(6):
+            self.turn(6)
+            self.assertEqual(len(peer.recv(100)), 100)
+        self.turn(1)
+        self.assertFalse(self.is_open(connection))
+
+    def test_idleness_counts_from_when_an_answer_was_taken(self) -> None:
+        self.results["/"] = Response(200, b"z" * 30_000)
+        connection, peer = self.open()
+        peer.send(GET)
+        self.turn(20)
+        self.assertGreater(len(self.read(peer)), 30_000)
+        self.turn(14)
+        self.assertTrue(self.is_open(connection))
+        self.turn(2.5)
+        self.assertFalse(self.is_open(connection))
+
     def test_slow_reader_is_waited_for(self) -> None:
         self.results["/"] = Response(200, b"z" * 2_000_000)
         connection, peer = self.open()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
@@ -454,6 +454,27 @@ class DeadlineTests(UploadCase):
         self.assertFalse(wire.ended)
         connection.dataReceived(b"x")
         self.advance(2.5)
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 408 "))
+
+    def test_waiting_again_and_again_gains_no_time(self) -> None:
+        async def patient(request: Request) -> Response:
+            while True:
+                waiting = Deferred.fromCoroutine(anext(request.stream))  # type: ignore[arg-type]
+                waiting.addTimeout(1, self.clock)
+                try:
+                    self.pieces.append(await waiting)
+                except TimeoutError:
+                    continue
+                except StopAsyncIteration:
+                    return Response(200, b"done")
+
+        self.results["/"] = patient
+        connection, wire = self.post(post(900_000))
+        for _ in range(9):
+            self.advance(1)
+            connection.dataReceived(b"x")
+        self.assertFalse(wire.ended)
+        self.advance(2)
         self.assertTrue(wire.taken().startswith(b"HTTP/1.1 408 "))
 
     def test_handler_that_went_on_after_408_is_cancelled_when_its_peer_leaves(self) -> None:

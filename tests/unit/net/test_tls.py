@@ -292,6 +292,22 @@ class CertificateTests(TLSCase):
         self.assertEqual(self.shown(factory), "one")
         self.assertEqual(len(self.warnings()), 1)
 
+    def test_what_heals_without_a_change_of_the_file_is_noticed(self) -> None:
+        files = self.files("one", "a.example")
+        factory = self.serve(files)
+        fresh = self.files("fresh", "b.example")
+        os.replace(fresh.certificate, files.certificate)
+        key = Path(files.key)
+        away = Path(fresh.key)
+        stamp = (away.stat().st_atime_ns, away.stat().st_mtime_ns)
+        good, bad = away.read_bytes(), bytes(away.stat().st_size)
+        for content in (bad, bad, good):  # as if reading had failed, in one and the same inode
+            key.write_bytes(content)
+            os.utime(key, ns=stamp)
+            self.certificates.look()
+        self.assertEqual(self.shown(factory), "fresh")
+        self.assertEqual(len(self.warnings()), 1)
+
     def test_what_is_wrong_at_the_start_is_said_in_words(self) -> None:
         good, other = self.files("one", "a.example"), self.files("two", "b.example")
         text = self.folder / "text"
@@ -316,17 +332,18 @@ class CertificateTests(TLSCase):
         factory = self.serve(files, seconds=self.clock.seconds)
         pem = Path(files.certificate).read_bytes()
         certificate = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
-        ticket = None
+        first: Client | None = None
         for wait_s, is_resumed in ((0, False), (CONTEXT_S - 10, True), (20, False)):
             self.clock.advance(wait_s)
             self.certificates.look()
             client = Client(factory)
             client.context.set_max_proto_version(SSL.TLS1_2_VERSION)
-            client.session = ticket
+            if first is not None:
+                client.context, client.session = first.context, first.connection.get_session()
             client.shake_hands()
             # A session that is resumed goes without certificates, which 1.2 sends in the clear.
             self.assertEqual(certificate not in client.received, is_resumed)
-            ticket = ticket or client.connection.get_session()
+            first = first or client
         self.assertEqual(self.warnings(), [])
 
     def test_expiry_is_known(self) -> None:

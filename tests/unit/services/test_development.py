@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from pelotontx.net.http import Request, Response
@@ -22,13 +22,13 @@ class Project:
         self.clock = Clock()
         self.changes: list[list[str]] = []
         self._second = 1_000_000_000
+        self._files = files
+
+    def watch(self) -> None:
         self.reloader = Reloader(
-            self.clock,
-            changed=self.changes.append,
-            folder=str(folder),
-            files=files,
-            in_thread=maybeDeferred,
+            self.clock, folder=str(self.folder), files=self._files, in_thread=maybeDeferred
         )
+        self.reloader.start(self.changes.append)
 
     def write(self, name: str, text: str = "") -> str:
         path = self.folder / name
@@ -52,7 +52,7 @@ def request(method: str) -> Any:
 def test_a_change_is_told_once_it_has_settled(tmp_path: Path) -> None:
     project = Project(tmp_path)
     web = project.write("shop/web.py")
-    project.reloader.start()
+    project.watch()
     project.look()
     project.write("shop/web.py", "a = 1")
     project.look()
@@ -66,7 +66,7 @@ def test_a_change_is_told_once_it_has_settled(tmp_path: Path) -> None:
 def test_new_and_removed_files_are_changes_and_further_ones_are_told_too(tmp_path: Path) -> None:
     project = Project(tmp_path)
     old = project.write("old.py")
-    project.reloader.start()
+    project.watch()
     new = project.write("new.py")
     project.look(2)
     os.remove(old)
@@ -79,7 +79,7 @@ def test_the_configuration_is_watched_where_it_is(tmp_path: Path) -> None:
     path = tmp_path / "peloton.toml"
     path.write_text("")
     project = Project(tmp_path / "project", str(path))
-    project.reloader.start()
+    project.watch()
     path.write_text("[server]")
     project.look(2)
     assert project.changes == [[os.path.realpath(path)]]
@@ -94,9 +94,19 @@ def test_hidden_folders_environments_and_other_files_are_not_watched(tmp_path: P
     assert inside == [seen]
 
 
+def test_who_is_told_may_stop_it(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    reloader = Reloader(project.clock, folder=str(tmp_path), in_thread=maybeDeferred)
+    stops: list[Deferred[Any]] = []
+    reloader.start(lambda _: stops.append(reloader.stop()))
+    project.write("web.py")
+    project.look(2)
+    assert [stop.called for stop in stops] == [True]
+
+
 def test_nothing_is_looked_at_after_the_stop(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    project.reloader.start()
+    project.watch()
     project.reloader.stop()
     assert not project.clock.getDelayedCalls()
 

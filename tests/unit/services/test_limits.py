@@ -1,7 +1,9 @@
-from pelotontx.config import ChannelConfig, RpcConfig, UriConfig, WebSocketConfig
+from pelotontx.config import ChannelConfig, HttpConfig, RpcConfig, UriConfig, WebSocketConfig
+from pelotontx.net.http import HTTPLimits
 from pelotontx.services.limits import (
     call_cap_of,
     channel_limits,
+    http_limits,
     json_limits,
     juggler_limits,
     uri_limits,
@@ -48,3 +50,9 @@ def test_a_cap_is_that_of_the_first_table_that_matches() -> None:
 def test_the_limits_of_json_are_configurable() -> None:
     limits = json_limits(RpcConfig(json_depth_limit=5, json_keys_limit=6))
     assert (limits.depth, limits.keys) == (5, 6)
+
+
+def test_the_limits_of_http_are_those_of_its_section() -> None:
+    limits = http_limits(HttpConfig(body_limit_bytes=7, unread_body_limit_bytes=5))
+    assert (limits.body_limit_bytes, limits.unread_body_bytes) == (7, 5)
+    assert http_limits(HttpConfig()) == HTTPLimits()

@@ -84,12 +84,12 @@ class MountsTests(SynchronousTestCase):
         for table, error in (
             (
                 MountConfig(path="/a", resource="peloton_mounted:text"),
-                "mount[0].resource: 'peloton_mounted:text': a str is not a twisted.web resource; "
+                'mount[0].resource: "peloton_mounted:text": a str is not a twisted.web resource; '
                 "of a Klein app its resource() is",
             ),
             (
                 MountConfig(path="/a", wsgi="peloton_mounted:text"),
-                "mount[0].wsgi: 'peloton_mounted:text': a str is not a WSGI application",
+                'mount[0].wsgi: "peloton_mounted:text": a str is not a WSGI application',
             ),
             (
                 MountConfig(path="/a", app="peloton_mounted:text"),
@@ -97,11 +97,15 @@ class MountsTests(SynchronousTestCase):
             ),
             (
                 MountConfig(path="/a", directory="/nowhere/at/all"),
-                "mount[0].directory: '/nowhere/at/all' is not a folder",
+                'mount[0].directory: "/nowhere/at/all": there is no such folder',
             ),
             (
                 MountConfig(path="/a", package="peloton_missing:static"),
-                "mount[0].package: 'peloton_missing:static': there is no package peloton_missing",
+                'mount[0].package: "peloton_missing:static": there is no package peloton_missing',
+            ),
+            (
+                MountConfig(path="/a", package="pelotontx:nothing/here"),
+                'mount[0].package: "pelotontx:nothing/here": there is no such folder in pelotontx',
             ),
         ):
             with self.assertRaises(ConfigError) as caught:

@@ -99,6 +99,21 @@ class HookTests(AppCase):
         self.assertEqual(self.ask("GET", "/").headers["x-mark"], "/")
         self.assertEqual(self.ask("GET", "/x").status, 410)
 
+    def test_hooks_do_not_change_a_response_that_is_given_to_everybody(self) -> None:
+        shared = text("here")
+        self.app.after(lambda _, response: response.add_header("X-App", "1"))
+
+        @self.app.get("/")
+        def answer(request: Request) -> Response:
+            request.after(lambda response: response.add_header("X-Request", "1"))
+            return shared
+
+        for _ in range(2):
+            headers = self.ask("GET", "/").headers
+            self.assertEqual(headers.get_all("x-app"), ["1"])
+            self.assertEqual(headers.get_all("x-request"), ["1"])
+        self.assertEqual(shared.headers.items(), text("").headers.items())
+
     def test_hooks_may_wait(self) -> None:
         first, last = Deferred[None](), Deferred[None]()
         self.app.before(lambda _: first)
@@ -276,6 +291,13 @@ class ErrorHandlerTests(AppCase):
         self.app.on_error(KeyError)(lambda *_: 1 / 0)
         self.assertEqual(self.ask("GET", "/fail").status, 500)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_one_page_for_everybody_keeps_nothing_of_an_error(self) -> None:
+        page = text("no", 405)
+        self.app.on_error(405)(lambda *_: page)
+        self.failing(self.app, RuntimeError())
+        self.assertEqual(self.ask("POST", "/fail").headers["allow"], "GET, HEAD, OPTIONS")
+        self.assertNotIn("allow", page.headers)
 
     def test_response_keeps_its_own_status(self) -> None:
         self.app.on_error(404)(lambda *_: text("moved", 410))

@@ -154,6 +154,8 @@ class ReadFormTests(FormCase):
         self.assertEqual(self.refused(b"a=\xff", headers), 400)
         self.assertEqual(self.refused(b"a=1&a=1&a=1&a=1", headers), 413)
         self.assertEqual(self.refused(b"a=" + b"x" * 200, headers), 413)
+        self.assertEqual(self.refused(b"a=" + b"x" * 101, headers), 413)
+        self.assertEqual(self.read(b"a=" + b"x" * 100, headers).field("a"), "x" * 100)
 
     def test_another_type_or_two_are_refused(self) -> None:
         self.assertEqual(self.refused(b"{}", {"Content-Type": "application/json"}), 415)
@@ -170,6 +172,7 @@ class ReadFormTests(FormCase):
         for data in (
             one + field("a", b"x" * 101) + END,
             one + field("a", b"x" * 90) * 3 + END,
+            one + field("a", "ä".encode() * 45) * 3 + END,
             one + field("a", b"") * 4 + END,
             one * 3 + END,
             one + file("f", "x" * 300, b"") + END,

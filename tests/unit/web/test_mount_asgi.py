@@ -193,6 +193,29 @@ class HTTPTests(ASGICase):
         self.assertTrue(wire.aborted)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
+    def test_a_body_that_is_no_bytes_is_refused(self) -> None:
+        async def application(scope: Any, receive: Receive, send: Send) -> None:
+            await send(START)
+            if scope["path"] == "/api/late":
+                await send(body(b"half", more=True))
+            await send({"type": "http.response.body", "body": "text"})
+
+        self.serve(application)
+        self.assertIn(b" 500 ", self.ask("GET", "/api")[0])
+        _, wire = self.send("GET", "/api/late")
+        self.turn()
+        self.assertTrue(wire.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 2)
+
+    def test_a_file_that_is_not_there_is_a_500(self) -> None:
+        async def application(scope: Any, receive: Receive, send: Send) -> None:
+            await send(START)
+            await send({"type": "http.response.pathsend", "path": "/nowhere"})
+
+        self.serve(application)
+        self.assertIn(b" 500 ", self.ask("GET", "/api")[0])
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
     def test_messages_out_of_place_are_refused(self) -> None:
         async def application(scope: Any, receive: Receive, send: Send) -> None:
             for message in (body(b""), {"type": "websocket.accept"}):

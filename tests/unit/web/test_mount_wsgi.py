@@ -155,9 +155,10 @@ class BodyTests(WSGICase):
             return [b"x"]
 
         self.serve(application)
+        before = set(threading.enumerate())  # those of other tests may be ending
         connection, wire = self.connect()
         connection.dataReceived(b"POST /app HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab")
-        self.assertEqual([t.name for t in threading.enumerate() if "mount[0]" in t.name], [])
+        self.assertLessEqual(set(threading.enumerate()), before)
         connection.dataReceived(b"cd")
         self.until_answered(wire)
         self.assertEqual(called.get(timeout=THREAD_TIMEOUT_S), b"abcd")
@@ -378,7 +379,22 @@ class AnswerTests(WSGICase):
             start("fine", [])
             return [b"x"]
 
-        applications = {"twice": twice, "never": never, "injected": injected, "bad": nonsense}
+        def text(environ: Environ, start: Start) -> list[str]:
+            start("200 OK", PLAIN)
+            return ["x"]
+
+        def texts(environ: Environ, start: Start) -> list[str]:
+            start("200 OK", PLAIN)
+            return ["x", "y"]
+
+        applications: dict[str, Any] = {
+            "twice": twice,
+            "never": never,
+            "injected": injected,
+            "bad": nonsense,
+            "text": text,
+            "texts": texts,
+        }
         for name, application in applications.items():
             self.mount(f"/{name}", WSGI(application))
             self.assertIn(b" 500 ", self.ask("GET", f"/{name}")[0], name)

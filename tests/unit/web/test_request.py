@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 from typing import Any
 
 from twisted.internet.address import IPv4Address, UNIXAddress
@@ -32,7 +33,7 @@ class RequestTests(SynchronousTestCase):
         asked = request("POST", "/", body=b'{"a": 1}')
         self.assertEqual(asked.json(), {"a": 1})
         self.assertEqual(asked.json(dict[str, int]), {"a": 1})
-        for broken in (b"{", b"\xff", b""):
+        for broken in (b"{", b"\xff", b"", b"[" * 100_000, b"9" * 5000):
             with self.assertRaises(HTTPError) as caught:
                 request("POST", "/", body=broken).json()
             self.assertEqual(caught.exception.status, 400)
@@ -89,10 +90,33 @@ class RequestTests(SynchronousTestCase):
             self.assertEqual(caught.exception.status, status)
 
     def test_codecs_that_are_no_charsets_are_refused(self) -> None:
-        for charset in ("hex", "punycode", "idna", "unicode_escape", "utf7"):
+        for charset in ("hex", "punycode", "idna", "unicode_escape", "utf7", "undefined", "mbcs"):
             with self.assertRaises(HTTPError) as caught:
                 _ = request("POST", "/", {"Content-Type": f"a/b; charset={charset}"}, b"ff").text
             self.assertEqual(caught.exception.status, 415)
+
+    def test_charset_of_any_spelling_is_found(self) -> None:
+        for charset, body, told in (
+            ("windows-1252", b"\x80", "€"),
+            ("Shift_JIS", b"\x83\x65", "テ"),
+            ("iso-8859-15", b"\xa4", "€"),
+            ("KOI8-U", b"\xa4", "є"),
+            ("'; x=y", b"", ""),
+        ):
+            with self.subTest(charset):
+                asked = request("POST", "/", {"Content-Type": f"a/b;q=1; Charset = {charset}"}, body)
+                if told:
+                    self.assertEqual(asked.text, told)
+                else:
+                    self.assertRaises(HTTPError, lambda: asked.text)
+
+    def test_names_of_charsets_that_clients_make_up_are_not_kept(self) -> None:
+        for charset in ("made-up", "utf...8", "u-t-f-8"):
+            with self.assertRaises(HTTPError):
+                _ = request("POST", "/", {"Content-Type": f"a/b; charset={charset}"}, b"a").text
+            self.assertNotIn(charset, encodings._cache)  # type: ignore[attr-defined]
+        _ = request("POST", "/", {"Content-Type": "a/b; charset=utf----8"}, b"a").text
+        self.assertNotIn("utf----8", encodings._cache)  # type: ignore[attr-defined]
 
 
 class OriginTests(SynchronousTestCase):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
 from pelotontx.errors import LocalProtocolError
 from pelotontx.net.http import Response
-from pelotontx.web import attachment, redirect, stream
+from pelotontx.web import attachment, redirect, respond, stream
 from tests.support.app_case import AppCase
 
 
@@ -57,6 +58,33 @@ def test_redirect_has_a_status_of_its_kind() -> None:
         assert redirect("/x", status).status == status
     with pytest.raises(LocalProtocolError):
         redirect("/x", 200)
+
+
+def test_location_that_is_not_quoted_is_quoted() -> None:
+    for location, sent in (
+        ("/a%20b?c=%C3%A9&d=[1]#e", "/a%20b?c=%C3%A9&d=[1]#e"),
+        ("/café au lait", "/caf%C3%A9%20au%20lait"),
+    ):
+        assert redirect(location).headers["location"] == sent
+    with pytest.raises(LocalProtocolError):
+        redirect("/a\r\nSet-Cookie: a=b")
+
+
+class Item(msgspec.Struct):
+    name: str
+
+
+def test_what_msgspec_encodes_as_an_object_is_json() -> None:
+    for value in ({"name": "x"}, Item("x")):
+        answer = respond(value)
+        assert isinstance(answer, Response)
+        assert (answer.body, answer.headers["content-type"]) == (b'{"name":"x"}', "application/json")
+
+
+def test_what_is_no_answer_is_told_with_what_is_one() -> None:
+    for value in (("gone", 404), 5, {1}, iter("ab")):
+        with pytest.raises(LocalProtocolError, match=f"returned {type(value).__name__}; .*Response"):
+            respond(value)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,10 @@ from pelotontx.wire.backtracking import EXPONENTIAL, growth
         r"^/(?=(a+)+$)",
         r"^/([\d-]+|\d)+x$",
         r"^/(?:[^/]+/?)+$",
+        r"^/(?:(?:a?)+b)+$",  # a turn without text is tried once, however greedy or lazy
+        r"^/(?:(?:a?)+?b)+$",
+        r"^/(?:(?>a?)+b)+$",
+        r"^/(a*)(?:b?\1)*$",
         r"(?i)^/(?:ab|Ab)+$",
         r"^/(?i:(?:ab|Ab)+)$",
     ],
@@ -50,8 +54,8 @@ def test_ambiguous_loops_are_exponential(pattern: str) -> None:
         r"^/(?:ab|Ab)+$",
         r"^/[0-9A-F]{8}-(?:[0-9A-F]{4}-){3}[0-9A-F]{12}$",
         r"^/(.*)$",
-        r"^/(a++)+$",
-        r"^/(?>a+)+$",
+        r"^/(\w++)/(\w++)/(\w++)$",
+        r"^/(?:ab|cd)*+e*$",
         r"^/(\w)\1$",
         r"(?i)^/up$|^/down/(.+)$",
         r"^/(\w+)-(\d+)$",
@@ -72,6 +76,15 @@ def test_others_are_linear(pattern: str) -> None:
         (r"^/\w*\d*\w*x$", 3),
         (r"^/(?:/a)*(?:/a)*$", 2),
         (r"^/(?=.*a.*b)", 2),
+        (r"^/(a++)+$", 2),
+        (r"^/(?>a+)+$", 2),
+        (r"^/a*a*[^b]*+/", 3),
+        (r"^/b+(?:b{3}){2,}b++b", 3),
+        (r"^/a*a*(?>a+)b", 3),
+        (r"^/a*a*(?=a*x)", 3),
+        (r"^/a*a*(?!a*a*x)", 4),
+        (r"^/(?:a(?=a*x))*", 2),
+        (r"^/(a*)\1x", 2),
     ],
 )
 def test_loops_that_share_text_are_powers(pattern: str, power: int) -> None:
@@ -79,7 +92,7 @@ def test_loops_that_share_text_are_powers(pattern: str, power: int) -> None:
 
 
 def test_what_is_called_linear_ends() -> None:
-    for pattern in (r"^(?:/[^/]+)*x$", r"^/(?:ab|cd)*e*x$", r"^/(a++)+x$"):
+    for pattern in (r"^(?:/[^/]+)*x$", r"^/(?:ab|cd)*e*x$", r"^/(\w++)/(\w++)x$"):
         assert growth(pattern) == 1
         for unit in ("a", "/a", "ab", "/"):
             assert re.match(pattern, "/" + unit * 1000 + "!") is None

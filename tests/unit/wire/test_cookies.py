@@ -1,13 +1,15 @@
-"""What may stand in a Set-Cookie field."""
+"""What may stand in a Set-Cookie field, and what is read from a Cookie field."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import text
 
 from pelotontx.errors import LocalProtocolError
-from pelotontx.wire.cookies import COOKIE_BYTES, set_cookie_value
+from pelotontx.wire.cookies import COOKIE_BYTES, read_cookies, set_cookie_value
 
 
 def test_defaults_are_the_careful_ones() -> None:
@@ -95,3 +97,34 @@ def test_cookie_longer_than_browsers_keep_is_refused() -> None:
     assert set_cookie_value("a", "b" * (COOKIE_BYTES - 1))
     with pytest.raises(LocalProtocolError):
         set_cookie_value("a", "b" * COOKIE_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("field", "cookies"),
+    [
+        ("a=1; b=2", {"a": "1", "b": "2"}),
+        (" a = 1 ;;b=2;", {"a": "1", "b": "2"}),
+        ("a=1; a=2", {"a": "1"}),  # the one for the longer path comes first
+        ('a="x y"', {"a": "x y"}),
+        (r'a="say \"\054\""', {"a": 'say ","'}),  # as http.cookies writes them
+        (r"a=\054", {"a": r"\054"}),
+        ('a={"b":1,"c":[2]}', {"a": '{"b":1,"c":[2]}'}),
+        ("a=1 2; b==3=", {"a": "1 2", "b": "=3="}),
+        ('a="; b="', {"a": '"', "b": '"'}),
+        ("a=", {"a": ""}),
+        ("a; =1; a b=2; \xe9=3; c=\xe9", {"c": "\xe9"}),
+        ("path=/x; secure=1", {"path": "/x", "secure": "1"}),
+        ("", {}),
+    ],
+)
+def test_cookies_are_read(field: str, cookies: dict[str, str]) -> None:
+    assert read_cookies([field]) == cookies
+
+
+def test_cookies_of_several_fields_are_one_list() -> None:
+    assert read_cookies(["a=1; b=2", "b=3; c=4"]) == {"a": "1", "b": "2", "c": "4"}
+
+
+@given(text())
+def test_any_cookie_field_is_read(field: str) -> None:
+    read_cookies([field])
