@@ -35,7 +35,7 @@ run: $(VENV)/.installed
 
 debian:
 	tests/install-debian-packages redis-server chromium nodejs nghttp2-client curl openssl \
-		slowhttptest wrk
+		slowhttptest wrk nginx-light
 
 test: debian $(VENV)/.tests
 	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/integration
@@ -69,7 +69,6 @@ slow: debian $(VENV)/.tests
 	PELOTON_SLOW=all $(BIN)/python -m pytest --capture=no tests/integration/test_slow_http.py
 
 bench: debian $(VENV)/.tests
-	tests/install-debian-packages nginx-light
 	$(BIN)/python benchmarks/http_server.py
 	$(BIN)/python benchmarks/rpc.py
 	$(BIN)/python benchmarks/fanout.py

@@ -75,6 +75,7 @@ converter = app.converter
 include = app.include
 mount = app.mount
 before = app.before
+before_handler = app.before_handler
 after = app.after
 on_error = app.on_error
 url_for = app.url_for
@@ -233,6 +234,7 @@ __all__ = [
     "app",
     "attachment",
     "before",
+    "before_handler",
     "converter",
     "delete",
     "get",

@@ -50,9 +50,8 @@ def load_kind(dotted: str, key: str, kind: type[_Kind]) -> _Kind:
     """
     found = load_object(dotted, key)
     if not isinstance(found, kind):
-        raise ConfigError(
-            key, f"{dotted!r} is a {type(found).__name__}; a pelotontx {kind.__name__} is needed"
-        )
+        reason = f"is a {type(found).__name__}; a pelotontx {kind.__name__} is needed"
+        raise ConfigError(key, f"{shown(dotted)}: {reason}")
     return found
 
 

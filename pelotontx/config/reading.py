@@ -224,11 +224,12 @@ class _Reading:
             name = f"listener[{index}]"
             if listener.certificate and listener.endpoint.startswith("ssl:"):
                 self._refuse(f"{name}.certificate", "the endpoint has one already: write tcp:")
+            for key in ("private_key", "client_ca"):
+                if getattr(listener, key) and not listener.certificate:
+                    self._refuse(f"{name}.{key}", "needs a certificate beside it")
             if listener.private_key and len(listener.private_key) != len(listener.certificate):
                 count = len(listener.certificate)
                 self._refuse(f"{name}.private_key", f"must be one for each certificate ({count})")
-            if listener.client_ca and not listener.certificate:
-                self._refuse(f"{name}.client_ca", "needs a certificate beside it")
             if listener.redirect and listener.certificate:
                 self._refuse(f"{name}.redirect", "this listener speaks https itself")
             if listener.proxy_protocol and not (

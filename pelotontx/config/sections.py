@@ -87,7 +87,7 @@ class ServerConfig:
         [],
         PROXIES,
         "Proxies whose word on a request's client, scheme and host counts. Others could make up "
-        "any address; \"unix\" stands for whoever comes by a UNIX socket.",
+        'any address; "unix" stands for whoever comes by a UNIX socket.',
     )
     proxy_header: str = key(
         "x-forwarded",

@@ -100,8 +100,8 @@ class HTTP2Connection(TimedConnection):
         h2: the protocol's state.
         judged: the fields of the last request, and what they were found to say.
         sent_s: when data went last, of any stream.
-        held_limit_bytes: of bodies whose requests are not answered. Past it only the oldest upload
-            is let on: handlers hold what they were sent, and a connection has a hundred of them.
+        held_limit_bytes: of bodies that are not read, or not yet whole. Past it only the oldest
+            upload is let on: a connection has a hundred of them.
     """
 
     _log = Logger()
@@ -122,7 +122,7 @@ class HTTP2Connection(TimedConnection):
     _last_id = _LAST_STREAM  # streams after this one are not answered
     _requests = 0
     _head_s: float | None = None  # when an unfinished head began to come
-    _held = 0  # bytes of bodies of unanswered requests
+    _held = 0  # bytes of bodies, see `held_limit_bytes`
     _taken = 0  # bytes of bodies since the connection's window was opened last
 
     def __init__(self, owner: Owner) -> None:
@@ -292,6 +292,14 @@ class HTTP2Connection(TimedConnection):
             return True
         return stream is next(other for other in self.streams.values() if other.incoming.is_open)
 
+    def release(self, size: int) -> None:
+        """So much of a body was read, or its request has been answered."""
+        was_full = self._held > self.held_limit_bytes
+        self._held -= size
+        if was_full:
+            for other in self.streams.values():
+                other.incoming.open_window()
+
     def _check_trailers(self, event: TrailersReceived) -> None:
         try:
             check_trailers(event.headers)
@@ -362,11 +370,7 @@ class HTTP2Connection(TimedConnection):
 
     def _forget(self, stream: HTTP2Stream) -> None:
         self._sending.pop(stream.stream_id, None)
-        was_full = self._held > self.held_limit_bytes
-        self._held -= stream.incoming.received
-        if was_full:
-            for other in self.streams.values():
-                other.incoming.open_window()
+        self.release(stream.incoming.held)
         self._rest()
 
     @property

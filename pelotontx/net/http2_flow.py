@@ -36,6 +36,9 @@ class Receiver(Protocol):
     def may_receive(self) -> bool:
         """Whether the connection has room for more of this body."""
 
+    def release(self, size: int) -> None:
+        """So much of this body is not held here any more."""
+
     def open_window(self, size: int) -> None:
         """Lets the peer send so much more."""
 
@@ -52,6 +55,7 @@ class Incoming:
     Attributes:
         is_open: more may come.
         received: bytes so far.
+        held: bytes that are not read, or are gathered until all are there.
     """
 
     __slots__ = (
@@ -64,6 +68,7 @@ class Incoming:
         "_receiver",
         "_waited_s",
         "_wanted_s",
+        "held",
         "is_open",
         "received",
     )
@@ -72,7 +77,7 @@ class Incoming:
         self._receiver = receiver
         self._limits = limits
         self.is_open = is_open
-        self.received = 0
+        self.received = self.held = 0
         self._early: list[bytes] = []
         self._body: RequestBody | None = None
         self._is_expecting = False
@@ -100,6 +105,7 @@ class Incoming:
     def receive(self, data: bytes, size: int, *, is_last: bool) -> None:
         """Part of it came, and took `size` bytes of the window."""
         self.received += len(data)
+        self.held += len(data)
         self._owed += size
         self._is_expecting = False
         self._stop_waiting()
@@ -109,7 +115,16 @@ class Incoming:
             self._early.append(data)
         else:
             self._body.feed(data, is_last=is_last)
+        self._release()
         self.open_window()
+
+    def _release(self) -> None:
+        """Counts what was read."""
+        if self._body is not None:
+            size = self.held - (self.received - self._body.given)
+            if size:
+                self.held -= size
+                self._receiver.release(size)
 
     def open_window(self) -> None:
         """Lets the peer send more, if that pays and somebody reads."""
@@ -124,7 +139,11 @@ class Incoming:
             self._receiver.open_window(size)
 
     def end(self, error: Exception) -> None:
-        """No more of it is wanted, or will come: who reads it gets `error`."""
+        """The stream is over: who still reads the body gets `error`. The last call."""
+        self._fail(error)
+        del self._receiver  # which has us: both would wait for the garbage collector
+
+    def _fail(self, error: Exception) -> None:
         self._stop_waiting()
         body, self._body = self._body, None
         if body is not None:
@@ -152,11 +171,12 @@ class Incoming:
 
     def expire(self) -> None:
         """It has taken too long."""
-        self.end(RefusedRequest(408, "request took too long"))
+        self._fail(RefusedRequest(408, "request took too long"))
 
     # Source, called by the body.
 
     def body_wanted(self) -> None:
+        self._release()
         if not self.is_open or self._body is None:
             return
         if self._wanted_s is None:  # else a wait that was given up goes on
@@ -170,6 +190,7 @@ class Incoming:
 
     def resume_body(self) -> None:
         self._is_paused = False
+        self._release()
         self.open_window()
 
 

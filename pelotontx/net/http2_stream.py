@@ -81,6 +81,9 @@ class Connection(Protocol):
     def may_receive(self, stream: HTTP2Stream) -> bool:
         """Whether a stream's window may be opened."""
 
+    def release(self, size: int) -> None:
+        """So much of a body is not held any more."""
+
     def send(self, stream: HTTP2Stream) -> None:
         """The stream has something to send."""
 
@@ -214,6 +217,10 @@ class HTTP2Stream:
     def may_receive(self) -> bool:
         """Whether the connection has room for more of this body."""
         return self._connection.may_receive(self)
+
+    def release(self, size: int) -> None:
+        """So much of the body is not held any more."""
+        self._connection.release(size)
 
     def open_window(self, size: int) -> None:
         """Lets the peer send so much more."""
@@ -378,6 +385,8 @@ class HTTP2Stream:
         if self._writer is not None:
             self._writer.close()
         self._report()
+        # The request and the writer refer to us: a body would wait for the garbage collector.
+        self._request = self._writer = None
         running, self._running = self._running, None
         if running is not None:
             running.cancel()

@@ -160,13 +160,16 @@ class AnsweringConnection(TimedConnection):
 
     def _write_whole(self, request: Request, response: Response, body: bytes) -> None:
         self._settle()
-        head = self._render(request, response, body)
         self._body_bytes = body_bytes(request, response)
-        if len(head) <= SLICE_BYTES:
-            self._write(head)
+        if self._body_bytes <= SLICE_BYTES:
+            self._write(self._render(request, response, body))
             self._done()
             return
-        self._tail = memoryview(head)
+        response.length = len(body)
+        head = self._stream_head(request, response, chunked=False, trailers=False)
+        size = SLICE_BYTES - len(head)
+        self._write(head + body[:size])
+        self._tail = memoryview(body)[size:]  # no copy, which a slow peer would make us keep
         self._write_tail()
 
     def _write_tail(self) -> None:

@@ -163,19 +163,25 @@ class RequestBody:
         Cancelling loses what had come.
         """
         taken = bytearray()
-        while True:
-            self._check()
-            for piece in self._pieces:
-                taken += piece
-            self._pieces.clear()
-            self._unread = 0
-            if self._is_paused:
-                self._go_on()
-            if self._failure is not None:
-                raise self._failure
-            if self.is_complete:
-                return bytes(taken)
-            await self._more()
+        try:
+            while not self._gather(taken):
+                await self._more()
+            return bytes(taken)
+        finally:
+            taken.clear()  # an error keeps our frame until the garbage collector comes
+
+    def _gather(self, taken: bytearray) -> bool:
+        """Appends what is here; whether that was the rest."""
+        self._check()
+        for piece in self._pieces:
+            taken += piece
+        self._pieces.clear()
+        self._unread = 0
+        if self._is_paused:
+            self._go_on()
+        if self._failure is not None:
+            raise self._failure
+        return self.is_complete
 
     def _check(self) -> None:
         if self.received > self.limit_bytes or (self.length or 0) > self.limit_bytes:

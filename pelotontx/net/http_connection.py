@@ -358,9 +358,9 @@ class HTTPConnection(ReceivingConnection):
         if self.phase == HEAD and not self._requests:
             self.last_s = self.owner.now() + NEW_S
             self.watch(self.last_s)
-        elif self.phase == BODY and self._body is None:
-            self._close()
-        elif self._is_idle() and not has_input(self.transport):
+        elif (self.phase == BODY and self._body is None) or (
+            self._is_idle() and not has_input(self.transport)
+        ):
             self._close()
 
     def _is_idle(self) -> bool:

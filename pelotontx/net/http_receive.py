@@ -166,7 +166,7 @@ class ReceivingConnection(AnsweringConnection):
         if self._is_expecting and (self._head or not self._status):  # else an answer has begun
             self._is_expecting = False
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self.phase != BODY:  # else it was waited for already: that wait was given up, and goes on
+        if self.phase != BODY:  # else a wait that was given up goes on
             self.enter(BODY)
 
     def pause_body(self) -> None:

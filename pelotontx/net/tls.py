@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 from twisted.internet.interfaces import (
@@ -208,8 +209,11 @@ class Certificates:
 
     def _ask_for_certificate(self, context: SSL.Context) -> None:
         _read_chain(self._client_ca)
-        context.load_verify_locations(self._client_ca)
-        context.load_client_ca(self._client_ca.encode())
+        try:
+            context.load_verify_locations(self._client_ca)
+            context.load_client_ca(self._client_ca.encode())
+        except SSL.Error as error:
+            raise ConfigError(self._client_ca, _reasons(error)) from None
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
         # Without a name for them, sessions of clients with certificates cannot be resumed.
         context.set_session_id(b"pelotontx")
@@ -244,7 +248,7 @@ def _read_key(path: str) -> Any:
         return load_pem_private_key(_read(path), None)
     except TypeError:
         raise ConfigError(path, "is encrypted; a server needs the key without a password") from None
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(path, "holds no private key in PEM format") from None
 
 

@@ -1,7 +1,8 @@
 """From a configuration to services: what a server is made of, how it starts and how it stops."""
 
 from pelotontx.services.brokers import open_broker
-from pelotontx.services.build import build, callee_service
+from pelotontx.services.build import build
+from pelotontx.services.callees import callee_service
 from pelotontx.services.development import build_reloading
 from pelotontx.services.phases import Phase, Server
 

@@ -169,7 +169,7 @@ def broken(error: BaseException) -> App:
         )
 
     for method in METHODS.values():
-        app.route(method, "")(show)
+        app.route(method, "^")(show)
     return app
 
 

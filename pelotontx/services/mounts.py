@@ -68,33 +68,26 @@ class Mounts:
         target.prepare(self._host, name)
         self._ready.append(target)
 
-    def start(self) -> Deferred[None]:
+    async def start(self) -> None:
         """Starts them one after the other.
 
-        Errbacks with `ConfigError` when one refuses to.
+        Raises:
+            ConfigError: one refuses to.
         """
-
-        async def start() -> None:
-            for target in self._ready:
-                await maybeDeferred(target.start)
-
-        return Deferred.fromCoroutine(start())
+        for target in self._ready:
+            await maybeDeferred(target.start)
 
     def drain(self, timeout_s: float) -> Deferred[Any]:
         """Ends WebSockets that they have open."""
         return gatherResults([maybeDeferred(target.drain, timeout_s) for target in self._ready])
 
-    def stop(self) -> Deferred[None]:
+    async def stop(self) -> None:
         """Stops them, the last that was started first."""
-
-        async def stop() -> None:
-            while self._ready:
-                try:
-                    await maybeDeferred(self._ready.pop().stop)
-                except Exception:  # foreign code; the others must stop all the same
-                    self._log.failure("A mounted application did not stop cleanly")
-
-        return Deferred.fromCoroutine(stop())
+        while self._ready:
+            try:
+                await maybeDeferred(self._ready.pop().stop)
+            except Exception:  # foreign code; the others must stop all the same
+                self._log.failure("A mounted application did not stop cleanly")
 
 
 def _target(key: str, kind: str, table: MountConfig) -> Any:

@@ -12,7 +12,8 @@ ours, as far as the browser says (Sec-Fetch-Site, Origin), and bring the token o
 header X-CSRF-Token or in the field ``csrf_token`` of a form. Otherwise it gets a 403.
 
 Each page shows the token in another mask, so that what is compressed together with it tells nothing
-about it (BREACH). A session has one token until it is rotated.
+about it (BREACH). A session has one token until it is rotated: it is made of the session's id, so
+that requests that run at the same time need not agree on one.
 
 A body that is read as a stream is not touched here: scripts send the header, and who reads a
 multipart form checks by `check(request, form_field)`, in an app that is not protected.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from hmac import compare_digest
 from html import escape
 from secrets import token_bytes
@@ -31,23 +33,23 @@ from pelotontx.net.websocket_handshake import origin_allowed
 from pelotontx.web.app import App
 from pelotontx.web.errors import HTTPError
 from pelotontx.web.request import FORM_TYPE, Request
-from pelotontx.web.session import CSRF_FIELD, Session
+from pelotontx.web.session import Session
 
 HEADER: Final = "X-CSRF-Token"
 FIELD: Final = "csrf_token"
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _SECRET_BYTES: Final = 32
+#: Of a session: it is kept while there are forms with its token, even if nothing else is in it.
+_ISSUED: Final = "_csrf"
 
 
 def token(session: Session) -> str:
     """The session's token, in a new mask: letters, digits, ``-`` and ``_``."""
-    secret = _secret(session)
-    if secret is None:
-        secret = token_bytes(_SECRET_BYTES)
-        session[CSRF_FIELD] = urlsafe_b64encode(secret).decode("ascii")
+    if _ISSUED not in session:
+        session[_ISSUED] = True
     mask = token_bytes(_SECRET_BYTES)
-    return urlsafe_b64encode(mask + _xor(mask, secret)).rstrip(b"=").decode("ascii")
+    return urlsafe_b64encode(mask + _xor(mask, _secret(session))).rstrip(b"=").decode("ascii")
 
 
 def field(session: Session) -> str:
@@ -74,8 +76,8 @@ async def check(request: Request, sent: str = "", *, origins: Sequence[str] = ()
     sent = sent or request.header(HEADER) or _form_field(request)
     if not sent:
         raise HTTPError(403, f"The token is missing: {FIELD} of the form, or {HEADER}.")
-    secret = _secret(await request.session())
-    if secret is None or not compare_digest(secret, _unmasked(sent)):
+    session = await request.session()
+    if session.is_new or not compare_digest(_secret(session), _unmasked(sent)):
         raise HTTPError(403, "This page is too old. Load it again, and then try once more.")
 
 
@@ -105,25 +107,19 @@ def _form_field(request: Request) -> str:
     return request.form_field(FIELD)
 
 
-def _secret(session: Session) -> bytes | None:
-    stored = session.get(CSRF_FIELD)
-    secret = _decoded(stored) if isinstance(stored, str) else b""
-    return secret if len(secret) == _SECRET_BYTES else None
+def _secret(session: Session) -> bytes:
+    return sha256(b"pelotontx csrf token\n" + session.id.encode()).digest()
 
 
 def _unmasked(sent: str) -> bytes:
     """The secret in a token; empty if it is none."""
-    both = _decoded(sent)
+    try:
+        both = urlsafe_b64decode(sent + "=" * (-len(sent) % 4))
+    except ValueError:
+        return b""
     if len(both) != 2 * _SECRET_BYTES:
         return b""
     return _xor(both[:_SECRET_BYTES], both[_SECRET_BYTES:])
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError:
-        return b""
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

@@ -32,9 +32,6 @@ from pelotontx.net.http import Request, Response
 from pelotontx.web.errors import HTTPError, error_page
 from pelotontx.wire.session import CookieSigner, decode_value, encode_value
 
-#: The field of the CSRF token, which a rotation drops: who knew the old id may know it.
-CSRF_FIELD: Final = "_csrf"
-
 #: Every request that asks for its session carries all of it from the store.
 _SIZE_LIMIT_BYTES: Final = 64 * 1024
 _FIELDS_LIMIT: Final = 100
@@ -130,11 +127,10 @@ class Session(MutableMapping[str, Any]):
     def rotate(self) -> None:
         """Gives it a new id and a new lifetime: at login, and whenever rights change.
 
-        Whoever had learnt the old id is left with nothing. The values stay, except for the CSRF
+        Whoever had learnt the old id is left with nothing. The values stay. There is another CSRF
         token: forms that were rendered before cannot be sent any more.
         """
         self._check_open()
-        self.pop(CSRF_FIELD, None)
         self.id = _new_id()
 
     def destroy(self) -> None:

@@ -22,6 +22,9 @@ from pelotontx.wire.pattern import CONVERTERS, Converter, Pattern
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
+#: Segments of plain text; what stands for another one (.. and .) no browser sends.
+_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[^/{]+)+")
+
 
 class Mountable(Protocol):
     """What can be mounted: a tree of files, another framework's application."""
@@ -105,8 +108,8 @@ class RouteTree:
 
         Raises:
             re.error: not a regular expression.
-            ValueError: not a method, not a placeholder, no such converter, or a pattern that may
-                take for ever; see `wire.pattern`.
+            ValueError: not a method, not a placeholder, no such converter, or a pattern that
+                matches no path or may take for ever; see `wire.pattern`.
         """
         methods = (method,) if isinstance(method, str) else tuple(method)
         for each in methods:
@@ -204,7 +207,7 @@ class RouteTree:
             ValueError: not a prefix, or an app in itself.
         """
         prefix = prefix.rstrip("/")
-        if prefix and (not prefix.startswith("/") or "//" in prefix or "{" in prefix):
+        if prefix and not _PREFIX.fullmatch(prefix):
             raise ValueError(f"{prefix!r} is not a prefix such as /shop")
         self._add(Mount(prefix, target, name, owns=True))
 

@@ -52,6 +52,17 @@ def growth(pattern: str) -> int:
     return max(1, graph.cost())
 
 
+def may_begin_with(pattern: str, character: str) -> bool:
+    """Whether a text that begins with this ASCII character may match; True if one is in doubt.
+
+    Raises:
+        re.error: not a regular expression.
+    """
+    parsed = _parser.parse(pattern)
+    graph = _Graph(folds=bool(parsed.state.flags & re.IGNORECASE))
+    return graph.may_begin_with(graph.add(parsed), character)
+
+
 @dataclass(slots=True)
 class _Part:
     """A piece of the pattern: where it may begin and end, and in how many ways it may be empty.
@@ -165,6 +176,10 @@ class _Graph:
 
     # What it tells.
 
+    def may_begin_with(self, part: _Part, character: str) -> bool:
+        """See the function of this name."""
+        return bool(part.empty) or any(character in self._sets[number] for number in part.first)
+
     def cost(self) -> int:
         """As `growth`, and 0 if nothing is repeated."""
         reach = [self._reached(number) for number in range(len(self._sets))]
@@ -220,8 +235,8 @@ class _Graph:
         for later, loop in enumerate(loops):
             for earlier in range(later):
                 shared = texts[earlier] & texts[later]
-                start = min(loops[earlier])
-                if shared and self._reached(start, shared) & loop:
+                starts = loops[earlier] if shared else ()
+                if any(self._reached(start, shared) & loop for start in starts):
                     longest[later] = max(longest[later], longest[earlier] + weights[later])
         return min(EXPONENTIAL, max(longest, default=0))
 

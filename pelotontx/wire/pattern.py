@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from pelotontx.wire.backtracking import growth
+from pelotontx.wire.backtracking import growth, may_begin_with
 
 _PIECE = re.compile(
     r"""(?P<escape>\\.)
@@ -32,6 +32,8 @@ _PIECE = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?::([A-Za-z_]\w*))?\}", re.ASCII)
+#: A placeholder of Flask's and Django's.
+_FOREIGN = re.compile(r"(?<!\?P)<(?:\w+:)?\w+>")
 _GROUP = re.compile(r"\((?:\?P<(\w+)>)?(?!\?)")
 _LEADING_FLAGS = re.compile(r"\(\?[aiLmsux]+\)")
 
@@ -99,19 +101,23 @@ class Pattern:
 
     Raises:
         re.error: not a regular expression.
-        ValueError: a brace that is no placeholder, an unknown converter, a name used twice, or
-            a pattern that may take for ever.
+        ValueError: a brace that is no placeholder, an unknown converter, a name used twice, a
+            pattern that matches no path, or one that may take for ever.
     """
 
     __slots__ = ("_bound", "_converters", "path_limit", "regex", "source", "text", "to_python")
 
     def __init__(self, source: str, converters: Mapping[str, Converter] = CONVERTERS) -> None:
+        if foreign := _FOREIGN.search(source):
+            raise ValueError(f"{foreign[0]} in {source}: placeholders are {{name}} or {{name:int}}")
         self.source = source
         self._converters: dict[str, Converter] = {}
         text = "".join(
             self._expanded(text, converters) if kind == "placeholder" else text
             for kind, text in _pieces(source)
         )
+        if not text or not may_begin_with(text, "/"):
+            raise ValueError(f"{source!r} matches no path: paths begin with a slash")
         if text.startswith("/"):
             text = f"^(?:{text})$" if "|" in text else f"^{text}$"
         self.path_limit = self._limit(text)

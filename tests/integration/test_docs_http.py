@@ -20,7 +20,6 @@ from pelotontx.config.sections import SECTIONS
 from pelotontx.net.http2 import STREAMS
 from pelotontx.net.http_client import HEAD_TIMEOUT_S, TIMEOUT_S, Answer, fetch
 from pelotontx.net.tcp import connect
-from pelotontx.web.request import _ARGUMENTS
 from pelotontx.wire.routing import ROUTED_PATH_LIMIT
 from tests.support.conversation import Conversation
 from tests.support.documents import DOCS, programs
@@ -154,6 +153,7 @@ class TestHooks:
 async def test_requests(shop: Shop) -> None:
     answer = await shop.ask("/order", "POST", json={"fruit": "pear", "count": 2})
     assert (answer.status, answer.json()) == (201, {"total": 90})
+    assert (await shop.ask("/order/example")).json() == {"fruit": "pear", "count": 1}
     wrong = await shop.ask("/order", "POST", json={"fruit": "pear", "count": "two"})
     assert wrong.status == 400
     assert b"Expected `int`, got `str` - at `$.count`" in wrong.body.replace(b"&#x27;", b"'")
@@ -162,6 +162,8 @@ async def test_requests(shop: Shop) -> None:
     assert await shop.text("/last", headers={"Cookie": cookie(found)}) == "pea"
     assert await shop.text("/last") == "nothing yet"
     assert await shop.text("/rename", method="POST", data={"name": "Zoë"}) == "now called Zoë"
+    assert (await shop.ask("/search?" + 999 * "q&" + "q")).status == 200
+    assert (await shop.ask("/search?" + 1000 * "q&" + "q")).status == 400
     answer = await shop.ask("/order", "POST", data=b"x" * 1_100_000)
     assert answer.status == 413
 
@@ -225,6 +227,8 @@ async def test_files_and_compression(shop: Shop) -> None:
     assert prices.body == b"apple\npear\n"
     count = await shop.talk("GET /count HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n")
     assert b"Content-Encoding: gzip\r\n" in await count.until(b"\r\n\r\n")
+    assert count.transport is not None
+    count.transport.loseConnection()
 
 
 @pytest_twisted.ensureDeferred
@@ -275,11 +279,11 @@ def test_every_default_is_the_one_that_is_told(section: str, key: str, default: 
 
 def test_limits_that_are_not_configured() -> None:
     text = " ".join((DOCS / "http.md").read_text().split())
-    assert f"{_ARGUMENTS} arguments of a query or form, {ROUTED_PATH_LIMIT} characters" in text
+    assert f"form, {ROUTED_PATH_LIMIT} characters of a path" in text
     assert f"{STREAMS} streams of an HTTP/2 connection" in text
     assert f"head ({HEAD_TIMEOUT_S:g} s) and the whole answer ({TIMEOUT_S:g} s)" in text
 
 
 def test_all_of_http_is_in_the_table() -> None:
     told = {key for section, key, _ in LIMITS if section == "http"}
-    assert SECTIONS["http"].keys.keys() - told == {"body_rate_grace"}
+    assert SECTIONS["http"].keys.keys() - told == {"body_rate_grace", "gzip"}

@@ -177,7 +177,7 @@ class TestMiddleware:
         server.child.start()
         await server.ended()
         assert (
-            "rpc.gateway: 'wrong:gateway' is a int; a pelotontx Gateway is needed" in server.output
+            'rpc.gateway: "wrong:gateway": is a int; a pelotontx Gateway is needed' in server.output
         )
 
 

@@ -286,7 +286,7 @@ class TestASGI:
             sending.settimeout(None)
             for _ in range(count):
                 client.send(message)
-            return sum(client.recv(20) == message for _ in range(count))
+            return sum(client.recv(20) == str(len(message)) for _ in range(count))
 
         url = with_asgi.url.replace("http", "ws") + "/asgi/deaf"
         talking = Deferred.fromCoroutine(talk(url, conversation, max_queue=None))

@@ -423,7 +423,7 @@ HELD: Final = {
     "silence": (HTTP1["silence"], 1000),
     "half a head": (HTTP1["head by the byte"], 1000),
     "half a body in chunks": (HTTP1["chunks by the byte"], 1000),
-    "half a form with a file": (UPLOADS["form by the byte"], 1000),
+    "half a form with a file": (UPLOADS["form by the byte"], 300),
     "10 MB of memory unread": (HTTP1["no reading of memory"], 200),
     "10 MB of a file unread": (HTTP1["no reading of a file"], 200),
     "10 MB of a stream unread": (HTTP1["no reading of a stream"], 200),

@@ -23,3 +23,10 @@ def test_what_cannot_be_served_is_told(
 ) -> None:
     with pytest.raises(error, match=said):
         httpd.serve(*arguments)
+
+
+def test_what_decorates_an_app_decorates_the_one_of_the_module() -> None:
+    for name in ("route", "get", "post", "put", "patch", "delete", "converter", "include", "mount"):
+        assert getattr(httpd, name) == getattr(httpd.app, name)
+    for name in ("before", "before_handler", "after", "on_error", "url_for"):
+        assert getattr(httpd, name) == getattr(httpd.app, name)

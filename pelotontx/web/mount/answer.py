@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -171,10 +172,21 @@ class Answer:
         self._advance()
 
     def fail(self, failure: Failure) -> None:
-        """The application has failed: an error page, or a connection that is cut."""
+        """The application has failed: an error page, or a connection that is cut.
+
+        What is answered completely stays so; the failure is logged.
+        """
         if self.is_gone:
             return
-        if self._is_sent:
+        if self._is_sent and (self._is_whole or self._is_finished):
+            if not failure.check(ConnectionDone):
+                self._log.failure(
+                    "{method} {path} failed behind its answer",
+                    failure,
+                    method=self._request.method,
+                    path=self._request.path,
+                )
+        elif self._is_sent:
             self._failure = failure
             self._go_on()
         else:

@@ -130,6 +130,7 @@ class ASGI(Mounted):
     async def stop(self) -> None:
         """Cancels what still runs, and the lifespan's shutdown."""
         if self._host is not None:
+            await self.drain(0)  # WebSockets that were accepted since
             await Deferred.fromFuture(self._loop.create_task(self._end()))
 
     async def _end(self) -> None:
@@ -278,7 +279,8 @@ class _Exchange:
         if kind == "http.response.start" and self._head is None:
             self._head = response_head(message["status"], decoded(message.get("headers", ())))
         elif kind == "http.response.body" and self._head is not None and not self._is_answered:
-            self._send_body(checked(message.get("body", b"")), is_last=not message.get("more_body", False))
+            body = checked(message.get("body", b""))
+            self._send_body(body, is_last=not message.get("more_body", False))
             await self._room.wait()
         elif kind == "http.response.pathsend" and self._head is not None and not self._is_answered:
             self._send_file(message["path"])

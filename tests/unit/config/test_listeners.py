@@ -75,7 +75,7 @@ class ListenerTests(SynchronousTestCase):
             (f"{TABLE}backlog = 0\n", "listener[0].backlog: 0: must be an integer from 1"),
             (
                 f'{TABLE}private_key = "a.key"\n',
-                'listener[0].private_key: "a.key": must be one for each certificate (0)',
+                'listener[0].private_key: "a.key": needs a certificate beside it',
             ),
             (
                 f'{TABLE}certificate = ["a", "b"]\nprivate_key = "a.key"\n',

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
+from weakref import ref
 
 from hyperframe.frame import GoAwayFrame
 from twisted.internet.defer import CancelledError, Deferred
 
-from pelotontx.net.http import Request, Response, Upgrade
+from pelotontx.net.http import BodyWriter, Request, Response, Upgrade
 from tests.support.http2_peer import HTTP2Case, request_pairs
 
 
@@ -160,6 +162,39 @@ class RequestTest(HTTP2Case):
         peer.h2.reset_stream(peer.ask("/wait"))
         peer.turn()
         self.assertEqual(reports, [("/x", 200, 6), ("/x", 200, 0), ("/wait", 499, 0)])
+
+    def test_nothing_of_a_request_waits_for_the_garbage_collector(self) -> None:
+        class Watched(Request):
+            __slots__ = ("__weakref__",)
+
+        async def write(writer: BodyWriter) -> None:
+            await writer.write(b"x")
+
+        async def read(request: Request) -> Response:
+            return Response(200, await request.stream.read())
+
+        def gone(path: str, *, reset: bool = False) -> bool:
+            stream = peer.ask(path, method="POST", end=path == "/write")
+            request = ref(self.requests.pop())
+            if reset:
+                peer.h2.reset_stream(stream)
+                peer.turn()
+            elif path == "/read":
+                peer.upload(stream, b"abc", end=True)
+            self.assertNotEqual(peer.answers[stream].ended, reset)
+            return request() is None
+
+        self.factory.request_class = Watched
+        self.streamed = {"/read", "/write", "/wait"}
+        self.results["/read"] = read
+        self.results["/write"] = lambda _: Response(200, write)
+        self.results["/wait"] = lambda _: Deferred()
+        peer = self.peer()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.assertTrue(gone("/read"))
+        self.assertTrue(gone("/write"))
+        self.assertTrue(gone("/wait", reset=True))
 
 
 class ResetTest(HTTP2Case):

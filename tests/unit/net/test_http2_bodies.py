@@ -122,12 +122,11 @@ class UploadTest(HTTP2Case):
     def test_upload_goes_on_when_the_oldest_was_read(self) -> None:
         _, gates = self.reading("/up")
         peer = self.peer()
-        peer.connection.held_limit_bytes = 200 * KIB
+        peer.connection.held_limit_bytes = 400 * KIB
         oldest = peer.ask("/up", method="POST", end=False)
-        peer.upload(oldest, bytes(MIB))
+        self.assertGreater(peer.upload(oldest, bytes(MIB)), 200 * KIB)
         other = peer.ask("/", method="POST", end=False)
-        self.assertLess(peer.upload(other, bytes(190 * KIB)), 190 * KIB + 1)
-        self.assertLess(peer.upload(other, bytes(MIB)), MIB)
+        self.assertLess(peer.upload(other, bytes(MIB)), 300 * KIB)
         while not gates[-1].called:
             gates[-1].callback(None)
             peer.turn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -50,6 +51,17 @@ class RequestBodyTests(SynchronousTestCase):
         self.assertEqual(self.source.said, ["wanted"])
         self.body.feed(b"two")
         self.assertEqual(self.successResultOf(waiting), b"two")
+
+    def test_what_was_gathered_is_not_kept_by_the_error(self) -> None:
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        reading = run(self.body.read())
+        for _ in range(9):
+            self.body.feed(bytes(100_000))
+        reading.cancel()
+        error = self.failureResultOf(reading, CancelledError)
+        self.assertIsNotNone(error.getTracebackObject())
+        self.assertLess(tracemalloc.get_traced_memory()[0], 500_000)
 
     def test_all_of_it_is_read_at_once(self) -> None:
         reading = run(self.body.read())

@@ -326,6 +326,10 @@ class CertificateTests(TLSCase):
                 Certificates([files]).load()
         with self.assertRaisesRegex(ConfigError, "text: holds no certificate"):
             Certificates([good], client_ca=str(text)).load()
+        block = "-----BEGIN {0}-----\nAAAA\n-----END {0}-----\n".format("X509 CRL")
+        text.write_text(Path(good.certificate).read_text() + block)
+        with self.assertRaisesRegex(ConfigError, "text: .*PEM"):
+            Certificates([good], client_ca=str(text)).load()
 
     def test_keys_of_session_tickets_last_a_day(self) -> None:
         files = self.files("one", "a.example")

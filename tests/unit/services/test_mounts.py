@@ -93,7 +93,7 @@ class MountsTests(SynchronousTestCase):
             ),
             (
                 MountConfig(path="/a", app="peloton_mounted:text"),
-                "mount[0].app: 'peloton_mounted:text' is a str; a pelotontx App is needed",
+                'mount[0].app: "peloton_mounted:text": is a str; a pelotontx App is needed',
             ),
             (
                 MountConfig(path="/a", directory="/nowhere/at/all"),

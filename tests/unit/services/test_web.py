@@ -83,9 +83,7 @@ class RequestClassTests(SynchronousTestCase):
 
     def test_proxies_are_believed_by_the_header_that_they_write(self) -> None:
         for header, client in (("x-forwarded", "1.1.1.1"), ("forwarded", "2.2.2.2")):
-            config = configured(
-                server__proxies=["10.0.0.0/8", "unix"], server__proxy_header=header
-            )
+            config = configured(server__proxies=["10.0.0.0/8", "unix"], server__proxy_header=header)
             fields = {"X-Forwarded-For": "1.1.1.1", "Forwarded": "for=2.2.2.2"}
             kind = request_class(config, self.store)
             direct = Origin("unix", "http", "a")

@@ -74,7 +74,7 @@ class SubAppTests(AppCase):
         self.assertEqual(self.ask("OPTIONS", "/a/x").headers["allow"], "GET, HEAD, OPTIONS, PUT")
 
     def test_prefix_that_is_none_is_refused(self) -> None:
-        for prefix in ("shop", "/a//b", "/{name}"):
+        for prefix in ("shop", "/a//b", "/{name}", "/../shop", "/a/."):
             with pytest.raises(ValueError, match="is not a prefix"):
                 self.app.mount(prefix, App())
 

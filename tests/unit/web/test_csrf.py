@@ -12,7 +12,6 @@ from pelotontx.net.http import Response
 from pelotontx.net.http_body import RequestBody
 from pelotontx.web import csrf
 from pelotontx.web.app import App, Request, html
-from pelotontx.web.session import CSRF_FIELD, Session
 from tests.unit.web.session_case import Browser, SessionCase, request
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -104,22 +103,46 @@ class TokenTests(Case):
         self.assertEqual(self.with_token(self.token)[0], 403)
         self.assertEqual(self.visitor.set_cookies, [])
 
-    def test_a_session_has_one_token_until_it_is_rotated(self) -> None:
-        session = Session()
-        csrf.token(session)
-        secret = session[CSRF_FIELD]
-        csrf.token(session)
-        self.assertEqual(session[CSRF_FIELD], secret)
-        session.rotate()
-        csrf.token(session)
-        self.assertNotEqual(session[CSRF_FIELD], secret)
+    def test_a_rotated_session_has_another_token(self) -> None:
+        @self.app.get("/rotate")
+        async def rotate(request: Request) -> None:
+            (await request.session()).rotate()
 
-    def test_what_is_no_secret_is_replaced(self) -> None:
-        for broken in (1, "", "short", "\u00e9", None):
-            session = Session()
-            session[CSRF_FIELD] = broken
-            csrf.token(session)
-            self.assertRegex(session[CSRF_FIELD], r"^[\w-]{43}=$")
+        self.assertEqual(self.visitor.ask("GET", "/rotate").status, 204)
+        self.assertEqual(self.with_token(self.token)[0], 403)
+        self.assertEqual(self.with_token(self.show_form())[0], 200)
+
+    def test_pages_that_are_made_at_the_same_time_have_one_token(self) -> None:
+        waiting: list[Deferred[None]] = []
+
+        @self.app.get("/begin")
+        async def begin(request: Request) -> None:
+            (await request.session())["user"] = "ann"
+
+        @self.app.get("/slow")
+        async def slow(request: Request) -> Response:
+            session = await request.session()
+            waiting.append(Deferred())
+            await waiting[-1]
+            return html(csrf.token(session))
+
+        self.visitor = self.browser()
+        self.visitor.ask("GET", "/begin")
+        pages = [self.visitor.begin("GET", "/slow") for _ in range(2)]
+        for page in waiting:
+            page.callback(None)
+        for page in pages:
+            self.assertEqual(self.with_token(self.successResultOf(page).body.decode())[0], 200)
+
+    def test_tokens_keep_a_session_that_is_emptied(self) -> None:
+        @self.app.get("/empty")
+        async def empty(request: Request) -> None:
+            session = await request.session()
+            session["cart"] = []
+            del session["cart"]
+
+        self.assertEqual(self.visitor.ask("GET", "/empty").status, 204)
+        self.assertEqual(self.with_token(self.token)[0], 200)
 
 
 class OriginTests(Case):

@@ -8,7 +8,9 @@ from typing import Any
 
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.errors import ConfigError, LocalProtocolError
@@ -293,7 +295,7 @@ class HTTPTests(ASGICase):
 class WebSocketRefusalTests(ASGICase):
     """What is decided before there is a connection; the rest has real clients elsewhere."""
 
-    def ask(self, *_: Any, **fields: str) -> tuple[bytes, bytes]:
+    def opened(self, **fields: str) -> Wire:
         wanted = {
             "Connection": "Upgrade",
             "Upgrade": "websocket",
@@ -303,7 +305,10 @@ class WebSocketRefusalTests(ASGICase):
         }
         _, wire = self.send("GET", "/api/ws", **wanted)
         self.turn()
-        return head_and_body(wire.taken())
+        return wire
+
+    def ask(self, *_: Any, **fields: str) -> tuple[bytes, bytes]:
+        return head_and_body(self.opened(**fields).taken())
 
     def answering(self, *messages: dict[str, Any]) -> None:
         async def application(scope: Any, receive: Receive, send: Send) -> None:
@@ -313,6 +318,24 @@ class WebSocketRefusalTests(ASGICase):
             self.seen.append(await receive())
 
         self.serve(application)
+
+    def test_who_is_accepted_while_the_server_drains_is_told_too(self) -> None:
+        async def application(scope: Any, receive: Receive, send: Send) -> None:
+            await receive()
+            await send({"type": "websocket.accept"})
+            self.seen.append(await receive())
+
+        target = self.serve(application)
+        self.assertTrue(target.drain(1).called)
+        wire = self.opened()
+        self.assertTrue(wire.taken().startswith(b"HTTP/1.1 101 "))
+        stopping = Deferred.fromCoroutine(target.stop())
+        self.turn()
+        self.assertIn((1001).to_bytes(2), wire.taken()[:4])
+        wire.protocol.connectionLost(Failure(ConnectionDone()))
+        self.turn()
+        self.successResultOf(stopping)
+        self.assertEqual(self.seen[0]["code"], 1006)
 
     def test_a_close_is_a_403(self) -> None:
         self.answering({"type": "websocket.close"})

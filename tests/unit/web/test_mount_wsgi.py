@@ -348,6 +348,25 @@ class AnswerTests(WSGICase):
         self.assertNotIn(b"\r\n0\r\n", wire.value())
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
+    def test_a_failure_behind_a_whole_answer_is_logged(self) -> None:
+        class Pieces:
+            def __iter__(self) -> Iterator[bytes]:
+                yield b"whole"
+
+            def close(self) -> None:
+                raise ValueError("mine")
+
+        def application(environ: Environ, start: Start) -> Iterable[bytes]:
+            start("200 OK", [*PLAIN, ("Content-Length", "5")])
+            return Pieces()
+
+        self.serve(application)
+        _, wire = self.send("GET", "/app")
+        failed: list[Any] = []
+        self.threads.until(lambda: failed.extend(self.flushLoggedErrors(ValueError)) or failed)
+        self.assertTrue(wire.value().endswith(b"\r\n\r\nwhole"))
+        self.assertFalse(wire.ended)
+
     def test_an_error_replaces_an_answer_that_has_not_begun(self) -> None:
         def application(environ: Environ, start: Start) -> list[bytes]:
             start("200 OK", PLAIN)

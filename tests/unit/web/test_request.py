@@ -101,14 +101,10 @@ class RequestTests(SynchronousTestCase):
             ("Shift_JIS", b"\x83\x65", "テ"),
             ("iso-8859-15", b"\xa4", "€"),
             ("KOI8-U", b"\xa4", "є"),
-            ("'; x=y", b"", ""),
         ):
             with self.subTest(charset):
-                asked = request("POST", "/", {"Content-Type": f"a/b;q=1; Charset = {charset}"}, body)
-                if told:
-                    self.assertEqual(asked.text, told)
-                else:
-                    self.assertRaises(HTTPError, lambda: asked.text)
+                headers = {"Content-Type": f"a/b;q=1; Charset = {charset}"}
+                self.assertEqual(request("POST", "/", headers, body).text, told)
 
     def test_names_of_charsets_that_clients_make_up_are_not_kept(self) -> None:
         for charset in ("made-up", "utf...8", "u-t-f-8"):

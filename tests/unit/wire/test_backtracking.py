@@ -85,6 +85,7 @@ def test_others_are_linear(pattern: str) -> None:
         (r"^/a*a*(?!a*a*x)", 4),
         (r"^/(?:a(?=a*x))*", 2),
         (r"^/(a*)\1x", 2),
+        (r"^/(?:[ac]\d|a)+a+x$", 2),
     ],
 )
 def test_loops_that_share_text_are_powers(pattern: str, power: int) -> None:

@@ -34,11 +34,21 @@ class TestReading:
             ("/{a:int(3)}", "is not {name} or {name:converter}"),
             ("/{a b}", "is not {name} or {name:converter}"),
             ("/{a}/{a:int}", "stands twice"),
+            ("/<int:number>", "<int:number> in /<int:number>: placeholders are {name} or"),
+            ("/a/<name>", "placeholders are {name} or {name:int}"),
+            ("hello", "'hello' matches no path: paths begin with a slash"),
+            ("^hello|^b", "paths begin with a slash"),
+            ("{name}/", "paths begin with a slash"),
+            ("", "paths begin with a slash"),
         ],
     )
     def test_errors_say_what_is_wrong(self, source: str, said: str) -> None:
         with pytest.raises(ValueError, match=re.escape(said)):
             Pattern(source)
+
+    def test_whatever_may_match_a_path_is_taken(self) -> None:
+        for source in ("{rest:path}", "a|/b", "(?=/a).*", "(?P<all>.*)", r"(?:\w+)?/x", "(?!/a)"):
+            assert Pattern(source).source == source
 
     def test_exponential_pattern_is_refused(self) -> None:
         with pytest.raises(ValueError, match="may take for ever"):
