@@ -167,7 +167,7 @@ class AnsweringConnection(TimedConnection):
             return
         response.length = len(body)
         head = self._stream_head(request, response, chunked=False, trailers=False)
-        size = SLICE_BYTES - len(head)
+        size = 0 if self._choked else SLICE_BYTES - len(head)
         self._write(head + body[:size])
         self._tail = memoryview(body)[size:]  # no copy, which a slow peer would make us keep
         self._write_tail()
