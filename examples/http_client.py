@@ -4,7 +4,7 @@ import sys
 
 from twisted.internet.task import react
 
-from pelotontx.net.http_client import fetch
+from pelotontx.net.http.client import fetch
 
 
 async def program(reactor, url: str) -> None:

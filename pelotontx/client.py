@@ -40,8 +40,8 @@ from pelotontx.errors import (
     RemoteProtocolError,
     RequestRefused,
 )
-from pelotontx.net import websocket_client
 from pelotontx.net.redial import Connection, Redial, State
+from pelotontx.net.websocket import client as websocket_client
 from pelotontx.net.wheel import Timer, Wheel
 from pelotontx.wire import juggler
 

@@ -27,8 +27,8 @@ from pelotontx.broker.redis_events import RedisPubSub
 from pelotontx.broker.redis_sessions import RedisSessions
 from pelotontx.broker.redis_store import Store
 from pelotontx.errors import RemoteProtocolError
-from pelotontx.net.redis import RedisConnection, Reply, ignore_reply
-from pelotontx.net.redis_client import RedisClient, redis_client
+from pelotontx.net.redis.client import RedisClient, redis_client
+from pelotontx.net.redis.connection import RedisConnection, Reply, ignore_reply
 from pelotontx.wire import juggler
 
 _RESULTS_LIMIT: Final = 512
@@ -41,7 +41,7 @@ class RedisBroker:
 
     Args:
         reactor: connects and keeps time.
-        url: see `pelotontx.net.redis_client.redis_client`.
+        url: see `pelotontx.net.redis.client.redis_client`.
         connect_timeout_s: for connecting and logging in.
         reply_timeout_s: a Redis that is silent for so long is unavailable.
         call_cap: most calls that may wait for a URI; 0 = any number.

@@ -25,8 +25,8 @@ from pelotontx.broker.redis_store import (
 )
 from pelotontx.errors import BrokerError, BrokerUnavailable, CallExpired, RemoteProtocolError
 from pelotontx.net.process import Moment
-from pelotontx.net.redis import RedisConnection, Reply, ignore_reply
-from pelotontx.net.redis_client import RedisClient
+from pelotontx.net.redis.client import RedisClient
+from pelotontx.net.redis.connection import RedisConnection, Reply, ignore_reply
 from pelotontx.wire import juggler
 
 # Milliseconds past which a double cannot tell them apart: no deadline of ours.

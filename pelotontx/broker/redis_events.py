@@ -10,8 +10,8 @@ from twisted.python.failure import Failure
 from pelotontx.broker.interface import History, Position
 from pelotontx.broker.redis_store import BATCH_LIMIT, broker_error
 from pelotontx.errors import HistoryUnsupported
-from pelotontx.net.redis import Reply, SubscriberConnection, ignore_reply
-from pelotontx.net.redis_client import RedisClient
+from pelotontx.net.redis.client import RedisClient
+from pelotontx.net.redis.connection import Reply, SubscriberConnection, ignore_reply
 
 _Topic = tuple[str, bool]
 """A channel's name or glob, and whether it is a glob."""

@@ -8,9 +8,9 @@ from typing import Final
 from twisted.internet.defer import Deferred
 
 from pelotontx.broker.redis_store import broker_error, packaged_script
-from pelotontx.net.redis import Argument, Reply
-from pelotontx.net.redis_client import RedisClient
-from pelotontx.net.redis_script import Script
+from pelotontx.net.redis.client import RedisClient
+from pelotontx.net.redis.connection import Argument, Reply
+from pelotontx.net.redis.script import Script
 from pelotontx.wire.session import session_key
 
 _load: Final = packaged_script("session_load.lua")

@@ -13,9 +13,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from pelotontx.errors import BrokerError, BrokerUnavailable, QueueFull
-from pelotontx.net.redis import Reply
-from pelotontx.net.redis_client import RedisClient
-from pelotontx.net.redis_script import Script
+from pelotontx.net.redis.client import RedisClient
+from pelotontx.net.redis.connection import Reply
+from pelotontx.net.redis.script import Script
 
 _log = Logger(namespace="pelotontx.broker.redis")
 

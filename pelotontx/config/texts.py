@@ -7,7 +7,7 @@ from ipaddress import ip_network
 
 from pelotontx.config.values import HiddenList, HiddenText, OneOrMore, SecretText, Text, TextList
 from pelotontx.errors import ConfigError
-from pelotontx.net.redis_address import FORMS, parse_redis_url
+from pelotontx.net.redis.address import FORMS, parse_redis_url
 
 _ENDPOINT = re.compile(r"([A-Za-z][\w.-]*):(.+)", re.ASCII | re.DOTALL)
 _ORIGIN = re.compile(r"(https?)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?", re.ASCII)

@@ -30,7 +30,7 @@ class State(StrEnum):
 
 
 class Connection(Protocol):
-    """What is needed of `websocket_client.Connection`."""
+    """What is needed of `net.websocket.client.Connection`."""
 
     def send(self, message: bytes) -> None: ...
 

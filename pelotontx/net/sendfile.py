@@ -18,10 +18,10 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import suppress
-
-from twisted.internet.threads import deferToThread
+from functools import partial
 
 from pelotontx.errors import LocalProtocolError, TruncatedFile
+from pelotontx.net.threads import SharedThreads
 
 #: One piece of a slice that is read: enough to keep TLS busy, little enough to keep for each peer.
 PIECE_BYTES = 128 * 1024
@@ -29,6 +29,10 @@ PIECE_BYTES = 128 * 1024
 #: What is looked at in the page cache, and read ahead by a thread, at a time. Files are read from
 #: one end to the other, so that a few bytes tell of the rest.
 WARM_BYTES = 1024 * 1024
+
+#: Read what is not in memory. A disk serves a few at a time; a network file system that hangs holds
+#: these, and whoever waits for a file, but nothing else.
+READERS = SharedThreads("files", 8, waiting=1024)
 
 _ignored = bytearray(1)
 
@@ -195,6 +199,7 @@ class FileSlice:
 
         Raises:
             TruncatedFile: there are fewer than announced.
+            RefusedRequest: 503, too many wait for the disk.
             OSError: the disk failed.
         """
         try:
@@ -204,7 +209,7 @@ class FileSlice:
                 count = min(self.left, PIECE_BYTES)
                 piece = self.file.read_cached(count, self.offset)
                 if piece is None:
-                    piece = await deferToThread(self.file.read, count, self.offset)
+                    piece = await READERS.run(partial(self.file.read, count, self.offset))
                 self._advance(len(piece))
                 yield piece
         finally:

@@ -36,14 +36,13 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import connectionDone
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pelotontx.errors import ConfigError, LocalProtocolError, TruncatedFile
 from pelotontx.net import unix_port
 from pelotontx.net.inherited import take_inherited
-from pelotontx.net.sendfile import FileSlice
+from pelotontx.net.sendfile import READERS, FileSlice
 
 #: One read. The kernel gives less unless a peer uploads; larger reads only cost memory.
 READ_BYTES = 65536
@@ -108,7 +107,7 @@ class Corked:
     _aborting: bool
     _sendmsgQueue: ClassVar[Any] = ()
     _file: FileSlice | None = None  # goes between `dataBuffer` and `_tempDataBuffer`
-    _warming = False  # a thread reads it
+    _warming: Deferred[None] | None = None  # a thread reads it, or is about to
 
     @property
     def unsent_bytes(self) -> int:
@@ -237,20 +236,26 @@ class Corked:
             return not part.left
         self.stopWriting()  # type: ignore[attr-defined]
         if not self._warming:
-            self._warming = True
-            threads = self.reactor.getThreadPool()
-            deferToThreadPool(self.reactor, threads, part.warm).addBoth(self._warmed)
+            self._warming = READERS.run(part.warm, self.reactor)
+            self._warming.addBoth(self._warmed)
         return False
 
-    def _warmed(self, _: object) -> None:
-        self._warming = False
-        if self._file is not None and not self._aborting:
+    def _warmed(self, outcome: object) -> None:
+        self._warming = None
+        if self._file is None or self._aborting:
+            return
+        if isinstance(outcome, Failure):
+            _log.warn("A file is not sent to {peer}: {why}", peer=self.getPeer(), why=outcome.value)  # type: ignore[attr-defined]
+            self.abortConnection()  # type: ignore[attr-defined]
+        else:
             self.startWriting()  # type: ignore[attr-defined]
 
     def connectionLost(self, reason: Failure) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._warming is not None:
+            self._warming.cancel()
         super().connectionLost(reason)  # type: ignore[misc]
 
     def doRead(self) -> Any:

@@ -1,6 +1,7 @@
-"""Threads of one's own for functions that block: a callee's, a WSGI application's.
+"""Threads of one's own for functions that block: a callee's, a WSGI application's, a disk's.
 
 The reactor's pool also resolves names: slow functions would keep connections from being made.
+`ThreadPool` is for a service, which stops it; `SharedThreads` for what many do here and there.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from threading import Thread
 from time import perf_counter
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
+
+from pelotontx.wire.http import RefusedRequest
 
 Done: TypeAlias = Callable[[Any, BaseException | None], object]
 """Told in the reactor's thread: what the function returned, or what it raised."""
 
 _Label = TypeVar("_Label")
+_T = TypeVar("_T")
 
 # How fast the mean run time follows the last ones.
 _MEAN_WEIGHT: Final = 1 / 8
@@ -163,3 +168,71 @@ class _Job(Generic[_Label]):
         except BaseException as error:  # the user's code; no signal is raised in a thread
             self.error = error
         self.run_s = perf_counter() - began_s
+
+
+class SharedThreads:
+    """Threads for one kind of function that blocks, shared by all who call such in a process.
+
+    What hangs in them takes no thread from anybody else. They are started when there is work, and
+    end with the reactor; one that hangs does not keep the process from ending.
+
+    Args:
+        name: threads are called ``name-1`` and so on.
+        size: most threads.
+        waiting: functions that may wait for one; None if those who call are few by nature.
+    """
+
+    def __init__(self, name: str, size: int, *, waiting: int | None = None) -> None:
+        self._name = name
+        self._size = size
+        self._most = None if waiting is None else size + waiting
+
+    def run(self, function: Callable[[], _T], reactor: Any = None) -> Deferred[_T]:
+        """Calls a function in a thread and fires with what it returned.
+
+        Cancelled while it waits for a thread, it is never called; later its result is dropped.
+
+        Args:
+            function: may raise anything, which is the failure.
+            reactor: is told of the end; None: the process's.
+
+        Returns:
+            Errbacks with `RefusedRequest` (503) if too many wait, with `RuntimeError` if the
+            machine has no thread.
+        """
+        if reactor is None:
+            from twisted.internet import reactor  # not before somebody has chosen one
+        pool = self._pool(reactor)
+        if self._most is not None and pool.unfinished >= self._most:
+            return fail(RefusedRequest(503, "busy"))
+        wanted = [function]  # emptied by the thread or by the cancellation, whichever is first
+        result: Deferred[_T] = Deferred(lambda _: wanted.clear())
+
+        def call() -> _T | None:
+            try:
+                function = wanted.pop()
+            except IndexError:
+                return None
+            return function()
+
+        def done(value: _T, error: BaseException | None) -> None:
+            if result.called:
+                return  # cancelled
+            if error is None:
+                result.callback(value)
+            else:
+                result.errback(error)
+
+        pool.run(None, call, done)
+        return result
+
+    def _pool(self, reactor: Any) -> ThreadPool[None]:
+        pools: dict[SharedThreads, ThreadPool[None]] = vars(reactor).setdefault(
+            "_peloton_threads", {}
+        )
+        pool = pools.get(self)
+        if pool is None:
+            pool = pools[self] = ThreadPool(reactor, self._size, name=self._name)
+            # Services stop before that; until then they may need it.
+            reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+        return pool

@@ -23,7 +23,7 @@ def open_broker(
 
     Args:
         reactor: it lives on it.
-        url: ``memory:``, or what `pelotontx.net.redis_client.redis_client` takes.
+        url: ``memory:``, or what `pelotontx.net.redis.client.redis_client` takes.
         config: timeouts and caps.
         call_cap: the cap of a URI's calls, if not the same for all.
     """

@@ -17,12 +17,12 @@ import copy
 import re
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from typing import Any, cast
-
-from twisted.internet.threads import deferToThread
+from functools import partial
+from typing import Any, Final, cast
 
 from pelotontx.net.http import BodyWriter, Response
 from pelotontx.net.sendfile import FileSlice
+from pelotontx.net.threads import SharedThreads
 from pelotontx.web.request import Request
 from pelotontx.wire.negotiation import choose_coding
 
@@ -31,6 +31,9 @@ MIN_BYTES = 1024
 
 #: What is compressed at once: a millisecond or two. Also the slices of what is longer.
 INLINE_BYTES = 64 * 1024
+
+# Of each answer one slice waits at most.
+_packers: Final = SharedThreads("compress", 2)
 
 #: Answers that have no body, or a part of one.
 _UNTOUCHED = frozenset({204, 205, 206, 304})
@@ -109,7 +112,7 @@ def _may_change(response: Response) -> bool:
 
 async def _whole(body: bytes, packer: Any, slice_bytes: int) -> AsyncIterator[bytes]:
     for start in range(0, len(body), slice_bytes):
-        piece = await deferToThread(packer.compress, body[start : start + slice_bytes])
+        piece = await _packers.run(partial(packer.compress, body[start : start + slice_bytes]))
         if piece:
             yield piece
     yield packer.flush()
@@ -124,7 +127,7 @@ async def _pieces(
     try:
         async for piece in body:
             if len(piece) > inline_bytes:
-                yield await deferToThread(packed, piece)
+                yield await _packers.run(partial(packed, piece))
             elif piece:
                 yield packed(piece)
         yield packer.flush()

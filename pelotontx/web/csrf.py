@@ -29,7 +29,7 @@ from html import escape
 from secrets import token_bytes
 from typing import Final
 
-from pelotontx.net.websocket_handshake import origin_allowed
+from pelotontx.net.websocket.handshake import origin_allowed
 from pelotontx.web.app import App
 from pelotontx.web.errors import HTTPError
 from pelotontx.web.request import FORM_TYPE, Request

@@ -25,7 +25,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from pelotontx.net.http import Request
-from pelotontx.net.http_body import RequestBody
+from pelotontx.net.http.body import RequestBody
 from pelotontx.web.errors import HTTPError
 from pelotontx.web.uploads import Sink, Writer
 from pelotontx.wire.http import RefusedRequest

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from pelotontx.client import Client, Event, State
 from pelotontx.errors import CallExpired, CallFailed, Disconnected, RequestRefused
-from pelotontx.net.websocket_client import Options
+from pelotontx.net.websocket.client import Options
 
 ROOT = Path(__file__).parents[2]
 # Far more than anything here takes: it only ends a test that hangs.

@@ -17,8 +17,8 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory
 
 from pelotontx.config.sections import SECTIONS
-from pelotontx.net.http2 import STREAMS
-from pelotontx.net.http_client import HEAD_TIMEOUT_S, TIMEOUT_S, Answer, fetch
+from pelotontx.net.http.client import HEAD_TIMEOUT_S, TIMEOUT_S, Answer, fetch
+from pelotontx.net.http2.connection import STREAMS
 from pelotontx.net.tcp import connect
 from pelotontx.wire.routing import ROUTED_PATH_LIMIT
 from tests.support.conversation import Conversation

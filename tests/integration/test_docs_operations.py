@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory
 
 from pelotontx.client import Client
-from pelotontx.net.http_client import Answer, fetch
+from pelotontx.net.http.client import Answer, fetch
 from pelotontx.net.tcp import connect
 from tests.support.certificates import Authority
 from tests.support.conversation import Conversation

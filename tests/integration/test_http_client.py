@@ -26,7 +26,7 @@ from twisted.web.client import (
 from pelotontx.errors import TimedOut
 from pelotontx.flow import Stream, timeout
 from pelotontx.net.http import HTTPFactory
-from pelotontx.net.http_client import AnswerTooLong, fetch, http_client
+from pelotontx.net.http.client import AnswerTooLong, fetch, http_client
 from pelotontx.net.wheel import Wheel
 from pelotontx.web.app import App, Request, Response
 from tests.support.conversation import certificate

@@ -16,9 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from pelotontx.errors import BrokerUnavailable
-from pelotontx.net.redis import ResponseError, SubscriberConnection
-from pelotontx.net.redis_client import RedisClient, redis_client
-from pelotontx.net.redis_script import Script
+from pelotontx.net.redis.client import RedisClient, redis_client
+from pelotontx.net.redis.connection import ResponseError, SubscriberConnection
+from pelotontx.net.redis.script import Script
 from pelotontx.wire.slots import key_slot
 from tests.support.certificates import Authority
 from tests.support.redis_clients import ask, ask_on, log_texts, opened, run

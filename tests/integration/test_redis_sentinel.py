@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from pelotontx.errors import BrokerUnavailable
-from pelotontx.net.redis_client import RedisClient
+from pelotontx.net.redis.client import RedisClient
 from tests.support.redis_clients import ask, ask_on, log_texts, opened
 from tests.support.redis_farm import SentinelTrio, shared
 from tests.support.servers import eventually

@@ -11,7 +11,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from pelotontx.errors import BrokerUnavailable, ConfigError
-from pelotontx.net.redis_client import redis_client
+from pelotontx.net.redis.client import redis_client
 from tests.support.certificates import Authority
 from tests.support.redis_clients import ask, ask_on, log_texts, opened
 from tests.support.servers import RedisServer, eventually, free_port, redis_binary

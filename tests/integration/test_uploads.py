@@ -24,7 +24,7 @@ from twisted.internet.utils import getProcessOutput
 
 from pelotontx.errors import LocalProtocolError
 from pelotontx.flow import later
-from pelotontx.net.http_client import fetch
+from pelotontx.net.http.client import fetch
 from pelotontx.web import App, Request, Response
 from pelotontx.web.forms import FormLimits
 from pelotontx.web.uploads import DiskSink, Upload

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.net.http import Response
-from pelotontx.net.http_body import RequestBody
+from pelotontx.net.http.body import RequestBody
 from pelotontx.web import App, Request
 from pelotontx.wire.http import CHUNKED, HeadLimits, read_head, read_target
 

@@ -56,7 +56,7 @@ class RecordingConnection:
 
 
 class RecordingDialer:
-    """Stands for `websocket_client.connect`; each attempt is decided by the test."""
+    """Stands for `net.websocket.client.connect`; each attempt is decided by the test."""
 
     def __init__(self):
         self.attempts = []

@@ -11,8 +11,8 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from pelotontx.errors import BrokerUnavailable
 from pelotontx.flow import later
-from pelotontx.net.redis_client import RedisClient, redis_client
-from pelotontx.net.redis_script import Script
+from pelotontx.net.redis.client import RedisClient, redis_client
+from pelotontx.net.redis.script import Script
 from tests.support.servers import eventually
 
 

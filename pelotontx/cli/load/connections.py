@@ -12,7 +12,7 @@ from pelotontx.cli.load.events import Publisher, Subscriber
 from pelotontx.cli.load.ledger import Sender
 from pelotontx.errors import RemoteProtocolError
 from pelotontx.flow import later
-from pelotontx.net.websocket_client import Connection
+from pelotontx.net.websocket.client import Connection
 from pelotontx.wire import juggler
 
 #: Opening handshakes at a time: a server that is to be measured is not to be flooded first.

@@ -18,7 +18,7 @@ from pelotontx.cli.load.ledger import CallLedger, Sender
 from pelotontx.cli.load.options import Plan
 from pelotontx.errors import Disconnected, PelotonError, RequestRefused
 from pelotontx.net.tcp import corked
-from pelotontx.net.websocket_client import Connection, connect
+from pelotontx.net.websocket.client import Connection, connect
 from pelotontx.net.wheel import Wheel
 from pelotontx.wire import juggler
 
@@ -59,7 +59,7 @@ class Driver:
         reactor: any of Twisted's; ours is the fastest.
         on_progress: called about once a second, and at each connection, with this driver.
         now: seconds, for latencies.
-        connector: `pelotontx.net.websocket_client.connect`.
+        connector: `pelotontx.net.websocket.client.connect`.
 
     Attributes:
         calls: the book of a run that calls; None in one that publishes.

@@ -221,7 +221,7 @@ def plan_from(options: argparse.Namespace) -> Plan:
         LocalProtocolError: the URL, or a header, cannot be used.
     """
     # Not above: whoever only wants help need not wait for it.
-    from pelotontx.net.websocket_client import check_request
+    from pelotontx.net.websocket.client import check_request
 
     headers = dict(options.header)
     check_request(options.url, headers)

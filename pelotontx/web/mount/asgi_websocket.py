@@ -22,8 +22,8 @@ from pelotontx.net.websocket import (
     ServerFactory,
     origin_allowed,
 )
-from pelotontx.net.websocket_connection import ServerConnection
-from pelotontx.net.websocket_handshake import Handshake, read_handshake
+from pelotontx.net.websocket.connection import ServerConnection
+from pelotontx.net.websocket.handshake import Handshake, read_handshake
 from pelotontx.web.mount.answer import Answer, checked, response_head
 from pelotontx.web.mount.asgi_message import (
     ClientDisconnected,

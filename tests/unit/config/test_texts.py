@@ -1,5 +1,5 @@
 from pelotontx.errors import ConfigError
-from pelotontx.net.redis_address import FORMS
+from pelotontx.net.redis.address import FORMS
 from tests.unit.config.case import ConfigTestCase
 
 REDIS_ALLOWED = f"must be one of embedded:, memory:, {FORMS}"

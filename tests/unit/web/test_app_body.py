@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 from pelotontx.net.http import Response
-from pelotontx.net.http_body import RequestBody
+from pelotontx.net.http.body import RequestBody
 from pelotontx.web import HTTPError, Request
 from pelotontx.wire.http import RefusedRequest
 from tests.support.app_case import AppCase, arriving, request

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from twisted.internet.defer import Deferred, succeed
 
 from pelotontx.net.http import Response
-from pelotontx.net.http_body import RequestBody
+from pelotontx.net.http.body import RequestBody
 from pelotontx.web import csrf
 from pelotontx.web.app import App, Request, html
 from tests.unit.web.session_case import Browser, SessionCase, request

@@ -125,10 +125,17 @@ class TreeTests(FilesCase):
             self.assertEqual(response.length, size)
 
     def test_only_get_and_head(self) -> None:
-        for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
             refusal = self.refusal("/a.txt", method)
             self.assertEqual(refusal.status, 405)
-            self.assertEqual(refusal.headers, {"Allow": "GET, HEAD"})
+            self.assertEqual(refusal.headers, {"Allow": "GET, HEAD, OPTIONS"})
+
+    def test_options_tell_what_is_allowed(self) -> None:
+        self.ask("/a.txt")
+        for path in ("/a.txt", "/large.bin"):  # the one is kept already
+            answer = self.ask(path, "OPTIONS")
+            self.assertEqual((answer.status, answer.body), (204, b""))
+            self.assertEqual(answer.headers["allow"], "GET, HEAD, OPTIONS")
 
     def test_index_of_a_folder(self) -> None:
         self.write("index.html", b"<p>root")

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.errors import LocalProtocolError
-from pelotontx.net.http_body import RequestBody
+from pelotontx.net.http.body import RequestBody
 from pelotontx.web.errors import HTTPError
 from pelotontx.web.forms import Form, FormLimits, parts, read_form
 from pelotontx.web.request import Request
