@@ -18,6 +18,7 @@ from pelotontx.config.texts import (
     ENDPOINTS,
     GATEWAY,
     GLOB,
+    HOSTS,
     NAME,
     NETWORKS,
     OBJECT,
@@ -94,6 +95,15 @@ class ServerConfig:
         Choice(("x-forwarded", "forwarded")),
         "The fields that these proxies write: X-Forwarded-For, -Proto and -Host, or Forwarded (RFC "
         "7239). The others are not read: a proxy lets through what it does not know.",
+    )
+    hosts: tuple[str, ...] = key(
+        [],
+        HOSTS,
+        "Host names that your application answers to, at any port; *.shop.example: all below "
+        "shop.example. A request for another gets a 421, so that no address is built of a Host "
+        "that a stranger made up. Behind server.proxies the forwarded host counts. paths.health "
+        "and listeners for operations alone answer to any: balancers ask them by address. Empty: "
+        "any host.",
     )
     node: str = key("", NAME, "This server's name in /health; empty: the host's name.")
 

@@ -11,6 +11,7 @@ from pelotontx.net.redis.address import FORMS, parse_redis_url
 
 _ENDPOINT = re.compile(r"([A-Za-z][\w.-]*):(.+)", re.ASCII | re.DOTALL)
 _ORIGIN = re.compile(r"(https?)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?", re.ASCII)
+_HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]", re.ASCII)
 _SECRET = re.compile(r"[^\s,]{32,1024}")
 _PATH = re.compile(r"/[\w.~!$&'()*+,;=:@/-]*", re.ASCII)
 
@@ -124,6 +125,13 @@ PROXIES = TextList(
         "network",
         'an address or a network, such as "10.0.0.7" or "10.0.0.0/8", or "unix"',
         lambda text: text == "unix" or _is_network(text),
+    )
+)
+HOSTS = TextList(
+    Text(
+        "host name",
+        'a host name such as "shop.example" or "*.shop.example": lower case, no port',
+        lambda text: _HOST.fullmatch(text) is not None,
     )
 )
 URL_PATH = Text("path", 'a path that starts with "/", or "" to turn it off', _is_path)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
 from inspect import iscoroutine
 from typing import Any, ParamSpec, TypeVar, overload
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pelotontx.errors import TimedOut
+from pelotontx.errors import LocalProtocolError, TimedOut
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -115,6 +116,10 @@ def from_callback(function: Callable[..., object], *args: Any, **kwargs: Any) ->
     return result
 
 
+# The marks of the tasks that the code which runs is a part of.
+_within: ContextVar[frozenset[object]] = ContextVar("_within", default=frozenset())
+
+
 class Tasks:
     """The coroutines that a service has running.
 
@@ -124,28 +129,52 @@ class Tasks:
     _log = Logger()
 
     def __init__(self) -> None:
-        self._running: dict[Deferred[Any], None] = {}
+        self._running: dict[Deferred[Any], object] = {}  # and its mark
+        self._stops: list[Deferred[None]] = []
 
     def __len__(self) -> int:
         return len(self._running)
 
     def spawn(self, coroutine: Coroutine[Deferred[Any], Any, Any]) -> None:
-        """Runs `coroutine` until it ends or `stop` cancels it."""
-        task: Deferred[Any] = Deferred.fromCoroutine(coroutine)
+        """Runs `coroutine` until it ends or `stop` cancels it: where it first waits if that is on.
+
+        After a stop there may be tasks again.
+        """
+        mark = object()
+        outside = _within.set(_within.get() | {mark})
+        try:
+            task: Deferred[Any] = Deferred.fromCoroutine(coroutine)  # takes a copy of the context
+        finally:
+            _within.reset(outside)
         if not task.called:
-            self._running[task] = None
+            self._running[task] = mark
         task.addBoth(self._ended, task)
+        if self._stops:
+            task.cancel()
 
     def _ended(self, outcome: Any, task: Deferred[Any]) -> None:
         self._running.pop(task, None)
         if isinstance(outcome, Failure) and outcome.check(CancelledError) is None:
             self._log.failure("A task failed", outcome)
+        if not self._running:
+            stops, self._stops = self._stops, []
+            for stopped in stops:
+                stopped.callback(None)
 
-    def stop(self) -> Deferred[Any]:
-        """Cancels all; fires when they have ended."""
-        running = tuple(self._running)
-        ended = [Deferred[None]() for _ in running]
-        for task, end in zip(running, ended, strict=True):
-            task.addBoth(end.callback)
-            task.cancel()
-        return DeferredList(ended)
+    def stop(self) -> Deferred[None]:
+        """Cancels all; fires when they have ended, and those that they spawned meanwhile.
+
+        Raises:
+            LocalProtocolError: one of these tasks asks for it, or a coroutine that it has
+                started: it would wait for itself.
+        """
+        if not self._running:
+            return succeed(None)
+        if not _within.get().isdisjoint(self._running.values()):
+            raise LocalProtocolError("a task cannot stop the tasks it belongs to")
+        stopped: Deferred[None] = Deferred()
+        self._stops.append(stopped)
+        if len(self._stops) == 1:  # else that was done; what cleans up is not to be cut short
+            for task in tuple(self._running):
+                task.cancel()
+        return stopped

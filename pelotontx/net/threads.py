@@ -129,6 +129,7 @@ class ThreadPool(Generic[_Label]):
             job.run()
             del self._running[number]
             self._finished.append(job)
+            del job  # or it would be kept until the next comes
             # Set before the look at it below, cleared before the look at `_finished` in `_deliver`:
             # what is finished after that look wakes the reactor again.
             if not self._is_woken and not self._is_stopped:
@@ -179,12 +180,13 @@ class SharedThreads:
     Args:
         name: threads are called ``name-1`` and so on.
         size: most threads.
-        waiting: functions that may wait for one; None if those who call are few by nature.
+        waiting: functions that may wait for one, those given up included; None if those who call
+            are few by nature.
     """
 
     def __init__(self, name: str, size: int, *, waiting: int | None = None) -> None:
         self._name = name
-        self._size = size
+        self.size = size
         self._most = None if waiting is None else size + waiting
 
     def run(self, function: Callable[[], _T], reactor: Any = None) -> Deferred[_T]:
@@ -232,7 +234,7 @@ class SharedThreads:
         )
         pool = pools.get(self)
         if pool is None:
-            pool = pools[self] = ThreadPool(reactor, self._size, name=self._name)
+            pool = pools[self] = ThreadPool(reactor, self.size, name=self._name)
             # Services stop before that; until then they may need it.
             reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
         return pool

@@ -49,7 +49,7 @@ from pelotontx.services.watch import (
     watch_health,
     watch_metrics,
 )
-from pelotontx.services.web import application, request_class
+from pelotontx.services.web import application, for_hosts, request_class
 from pelotontx.web.app import App
 from pelotontx.web.mount import Host
 from pelotontx.web.uploads import DiskSink
@@ -244,7 +244,7 @@ class _Builder:
             mounts=self.mounts,
             serves=serves,
         )
-        return app.handle
+        return for_hosts(self.config, app.handle, serves)
 
     def _http(self, handle: Handle) -> HTTPFactory:
         return HTTPFactory(

@@ -8,12 +8,14 @@ from pelotontx.broker.interface import SessionStore
 from pelotontx.config import Config, load_kind
 from pelotontx.demo import page
 from pelotontx.gateway import juggler
+from pelotontx.net.http import Handle
 from pelotontx.net.websocket import ServerFactory
 from pelotontx.ops import debug_vars, health, metrics
 from pelotontx.services.limits import form_limits
 from pelotontx.services.mounts import Mounts
 from pelotontx.web import App, Request
 from pelotontx.web.compress import Compress
+from pelotontx.web.hosts import KnownHosts
 from pelotontx.web.session import Sessions
 from pelotontx.web.uploads import DiskSink
 from pelotontx.wire.forwarded import Proxies
@@ -60,6 +62,13 @@ def application(
     mounts.add_to(rest, last)
     app.include(rest)
     return app
+
+
+def for_hosts(config: Config, handle: Handle, serves: str) -> Handle:
+    """The same for ``server.hosts`` alone, as far as it is not for operations."""
+    if not config.server.hosts or serves == "operations":
+        return handle
+    return KnownHosts(handle, config.server.hosts, open_path=config.paths.health).handle
 
 
 def request_class(

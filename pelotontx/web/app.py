@@ -28,13 +28,13 @@ from copy import copy
 from inspect import iscoroutine
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from pelotontx.net.http import BodyWriter, Headers, Response, Upgrade
 from pelotontx.web.coroutines import begin
 from pelotontx.web.errors import HTTPError, error_page, log_failure
-from pelotontx.web.hooks import Steps, amended, collect, settled
+from pelotontx.web.hooks import Steps, amended, collect, is_left, settled
 from pelotontx.web.request import Request
 from pelotontx.web.responses import html, json, not_found, redirect, respond, text
 from pelotontx.web.routes import Tables, Target, tables
@@ -120,9 +120,9 @@ class App(RouteTree):
         result.addCallback(respond).addErrback(self._failed, request)
         return result.addCallback(self._finish, request)
 
-    def _failed(self, failure: Failure, request: Request) -> Response:
-        if failure.check(CancelledError):
-            failure.raiseException()
+    def _failed(self, failure: Failure, request: Request) -> Response | Failure:
+        if is_left(request, failure.value):
+            return failure
         return self.error_response(request, failure)
 
     def _finish(self, answer: Answer, request: Request) -> Answer | Deferred[Answer]:

@@ -15,25 +15,34 @@ Each page shows the token in another mask, so that what is compressed together w
 about it (BREACH). A session has one token until it is rotated: it is made of the session's id, so
 that requests that run at the same time need not agree on one.
 
-A body that is read as a stream is not touched here: scripts send the header, and who reads a
-multipart form checks by `check(request, form_field)`, in an app that is not protected.
+A body that is read as a stream is not touched here: scripts send the header, and a handler that
+reads a multipart form is exempt and checks by itself, before it does anything:
+
+    @app.post("/photos", stream=True)
+    @csrf.exempt
+    async def add_photo(request):
+        async with request.read_form() as form:
+            await csrf.check(request, form.field(csrf.FIELD))
+            ...
 """
 
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from html import escape
 from secrets import token_bytes
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from pelotontx.net.websocket.handshake import origin_allowed
 from pelotontx.web.app import App
 from pelotontx.web.errors import HTTPError
 from pelotontx.web.request import FORM_TYPE, Request
 from pelotontx.web.session import Session
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 HEADER: Final = "X-CSRF-Token"
 FIELD: Final = "csrf_token"
@@ -42,6 +51,8 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _SECRET_BYTES: Final = 32
 #: Of a session: it is kept while there are forms with its token, even if nothing else is in it.
 _ISSUED: Final = "_csrf"
+#: Of a handler that `protect` leaves alone.
+_EXEMPT: Final = "_csrf_exempt"
 
 
 def token(session: Session) -> str:
@@ -88,7 +99,22 @@ def protect(app: App, *, origins: Sequence[str] = ()) -> None:
         app: which.
         origins: see `check`.
     """
-    app.before_handler(lambda request: check(request, origins=origins))
+
+    async def look(request: Request) -> None:
+        if not getattr(request.handler, _EXEMPT, False):
+            await check(request, origins=origins)
+
+    app.before_handler(look)
+
+
+def exempt(handler: Handler) -> Handler:
+    """Decorates a handler in a protected app that calls `check` by itself, or needs none.
+
+    A form with files has its token in a body that only the handler reads; a program with a key of
+    its own is not sent by another site. `protect` looks at nothing of requests for it.
+    """
+    setattr(handler, _EXEMPT, True)
+    return handler
 
 
 def _is_from_us(request: Request, origins: tuple[str, ...]) -> bool:

@@ -122,12 +122,13 @@ class Files:
             response = Response(200, entry.data)
             response.fields = entry.heads[0]
             return response
-        _check_method(request)
-        return self._answer(request, entry)
+        return _of_method(request) or self._answer(request, entry)
 
     def _first(self, request: Request) -> Response:
         """Answers at an address of which nothing is kept."""
-        _check_method(request)
+        early = _of_method(request)
+        if early is not None:
+            return early
         path = request.path_info
         if path == "/" and not request.path.endswith("/"):
             return _to_folder(request)
@@ -259,9 +260,14 @@ def _name(path: str, index: str) -> str:
     return "/".join(parts)
 
 
-def _check_method(request: Request) -> None:
-    if request.method not in ("GET", "HEAD"):
-        raise HTTPError(405, "Files can only be read.", {"Allow": "GET, HEAD"})
+def _of_method(request: Request) -> Response | None:
+    """What OPTIONS asks for, of any address; None for GET and HEAD; raises 405 for the others."""
+    if request.method in ("GET", "HEAD"):
+        return None
+    allow = {"Allow": "GET, HEAD, OPTIONS"}
+    if request.method == "OPTIONS":
+        return Response(204, headers=allow)
+    raise HTTPError(405, "Files can only be read.", allow)
 
 
 def _to_folder(request: Request) -> Response:

@@ -107,9 +107,9 @@ class Steps:
     ) -> Response | Upgrade:
         try:
             answer = await self._answer(request, captures, named)
-        except CancelledError:
-            raise
         except Exception as error:  # the user's code
+            if is_left(request, error):
+                raise
             answer = await self._failed(request, error)
         if not self._after or isinstance(answer, Upgrade):
             return answer
@@ -121,6 +121,7 @@ class Steps:
     async def _answer(
         self, request: Request, captures: tuple[Any, ...], named: dict[str, Any]
     ) -> Response | Upgrade:
+        request.handler = self._handler
         for hook in self._before:
             early = await settled(hook(request))
             if early is not None:
@@ -146,12 +147,20 @@ class Steps:
                 log_failure(request, Failure(error))  # a page for it does not explain it
             try:
                 answer = _page(error, status, await settled(handler(request, error)))
-            except CancelledError:
-                raise
-            except Exception:  # the user's code
+            except Exception as failed:  # the user's code
+                if is_left(request, failed):
+                    raise
                 return self._fail(request, Failure())
             return answer
         return self._fail(request, Failure(error))
+
+
+def is_left(request: Request, error: BaseException | None) -> bool:
+    """Whether this is a cancelled handler whose client has gone.
+
+    With the client still there somebody else has cancelled what it waits for: a failure.
+    """
+    return isinstance(error, CancelledError) and request.is_abandoned
 
 
 async def settled(result: Any) -> Any:
@@ -191,9 +200,9 @@ async def amended(
         if isinstance(changed, Response):
             return changed
         raise TypeError(f"a hook returned {type(changed).__name__}, not a Response")
-    except CancelledError:
-        raise
-    except Exception:  # the user's code
+    except Exception as error:  # the user's code
+        if is_left(request, error):
+            raise
         return fail(request, Failure())
 
 

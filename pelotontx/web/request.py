@@ -53,9 +53,22 @@ class Request(http.Request):
         sessions: where sessions are; likewise. None: nowhere.
         uploads: where the files of forms go; likewise. None: nowhere.
         form_limits: what such forms may hold; likewise.
+        handler: for hooks, and set for these alone: the function of the route, or what stands for
+            it and has its attributes.
     """
 
-    __slots__ = ("_cookies", "_form", "_origin", "_query", "_root_path", "_session", "_state")
+    __slots__ = (
+        "_cookies",
+        "_form",
+        "_origin",
+        "_query",
+        "_root_path",
+        "_session",
+        "_state",
+        "handler",
+    )
+
+    handler: Callable[..., Any]
 
     proxies: ClassVar[Proxies] = Proxies()
     sessions: ClassVar[Sessions | None] = None
@@ -234,7 +247,17 @@ class Request(http.Request):
         target = self.target
         if not target.startswith("/"):  # in absolute form, or *
             target = f"/{target.partition('//')[2].partition('/')[2]}"
-        return f"{self.scheme}://{self.host}{target}"
+        return self.absolute(target)
+
+    def absolute(self, path: str) -> str:
+        """The address of another path at the host that the client asked.
+
+        The host is what the client says, unless ``server.hosts`` names those that are ours.
+
+        Args:
+            path: from its slash on, quoted, as `App.url_for` gives it.
+        """
+        return f"{self.scheme}://{self.host}{path}"
 
     @property
     def _seen(self) -> Origin:

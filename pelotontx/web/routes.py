@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from pelotontx.wire.http import METHODS
@@ -68,6 +69,7 @@ def with_extra(target: Target, extra: tuple[Any, ...], named_extra: dict[str, An
     if not extra and not named_extra:
         return target
 
+    @wraps(target)
     def call(request: Any, /, *captures: Any, **named: Any) -> Any:
         return target(request, *extra, *captures, **named_extra, **named)
 

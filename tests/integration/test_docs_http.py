@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator
@@ -102,6 +103,16 @@ async def test_the_first_program(tmp_path: Path) -> None:
         assert (answer.status, answer.body) == (200, b"Hello, ann")
     finally:
         await program.stop()
+
+
+def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
+    Shop(tmp_path)  # writes the files, and is not started
+    program = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py"]
+    ended = subprocess.run(
+        program, cwd=tmp_path, timeout=60, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "2 passed" in ended.stdout
 
 
 class TestRoutes:
@@ -248,6 +259,19 @@ async def test_sessions_and_tokens(shop: Shop) -> None:
     assert (login.status, field(login, "Location")) == (303, "/account")
     assert "<p>ann</p>" in await shop.text("/account", headers={"Cookie": cookie(login)})
     assert "<p>nobody</p>" in await shop.text("/account", headers={"Cookie": first})
+    mine = {"Cookie": cookie(login)}
+    page = await shop.ask("/account", headers=mine)
+    token = re.search(rb'name="csrf_token" value="([\w-]+)"', page.body)
+    assert token is not None
+    for sent, status in ((token[1].decode(), 200), ("", 403)):
+        photo = await shop.ask(
+            "/account/photo",
+            "POST",
+            headers=mine,
+            data={"csrf_token": sent},
+            files={"photo": ("me.png", "image/png", b"x" * 10)},
+        )
+        assert photo.status == status
 
 
 @pytest_twisted.ensureDeferred

@@ -28,7 +28,7 @@ from tests.support.servers import (
 )
 
 EXAMPLES = DOCS.parent / "examples"
-LISTENERS, PROXIES, ACCESS_LOG = blocks("operations.md", "toml")
+LISTENERS, PROXIES, HOSTS, ACCESS_LOG = blocks("operations.md", "toml")
 LINE = (
     r"\S+ - - \[\d\d/\w{3}/\d{4}(:\d\d){3} [+-]\d{4}\] "
     r'"GET \S+ HTTP/1.1" 200 \d+ "-" "\S+" \d+\.\d{3}'
@@ -115,6 +115,24 @@ async def test_a_proxy_is_believed_and_the_log_says_what_is_shown(documented: Do
     (shown,) = re.findall(r"^    (203\..+)$", (DOCS / "operations.md").read_text(), re.MULTILINE)
     assert re.fullmatch(LINE, line), line
     assert re.fullmatch(LINE, shown)
+
+
+@pytest_twisted.ensureDeferred
+async def test_hosts_of_others_are_turned_away(tmp_path: Path) -> None:
+    port = free_port()
+    listen = f'listen = ["tcp:{port}:interface=127.0.0.1"]\n'
+    async with ListeningServer(reactor, HOSTS + listen, folder=tmp_path):
+        for host, path, status in (
+            ("shop.example", "/who", 200),
+            ("Www.Shop.Example:8080", "/who", 200),
+            ("evil.example", "/who", 421),
+            (f"127.0.0.1:{port}", "/who", 421),
+            (f"127.0.0.1:{port}", "/metrics", 421),
+            (f"127.0.0.1:{port}", "/health", 200),
+        ):
+            with connected(port) as connection:
+                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert connection.recv(65536).startswith(f"HTTP/1.1 {status} ".encode()), host
 
 
 def test_the_units_fit_to_each_other() -> None:

@@ -6,7 +6,9 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, ClassVar
 
 import pytest
 import pytest_twisted
@@ -15,11 +17,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
+from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.failure import Failure
 
+from pelotontx.flow import timeout
 from pelotontx.net.http import HTTPFactory, Response
-from pelotontx.net.sendfile import FileSlice, OpenFile
+from pelotontx.net.sendfile import READERS, FileSlice, OpenFile
 from pelotontx.net.tcp import connect, listen
 from pelotontx.net.wheel import Wheel
 from pelotontx.web import App, Request
@@ -278,6 +282,55 @@ async def test_cold_files_are_read_by_threads(tmp_path: Path) -> None:
         )
         for address in ("/sent", "/read"):
             assert await (await tree.get(address)).body() == LARGE
+
+
+class HungFile(ColdFile):
+    """Its disk does not answer until `gate` is open.
+
+    Attributes:
+        hung: an item for each thread that came there.
+    """
+
+    gate: ClassVar[Event]
+    hung: ClassVar[SimpleQueue[int]]
+
+    def is_cached(self, count: int, offset: int) -> bool:
+        return False
+
+    def read(self, count: int, offset: int) -> bytes:
+        self.hung.put(offset)
+        assert self.gate.wait(LIMIT_S)
+        return super().read(count, offset)
+
+
+@pytest.mark.reactors
+@pytest_twisted.ensureDeferred
+async def test_disk_that_hangs_holds_up_what_is_read_from_it_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    HungFile.gate, HungFile.hung = Event(), SimpleQueue()
+    async with serving(tmp_path) as tree:
+        path = tree.folder / "large.bin"
+        page = "<p>all the same</p>" * 50_000
+        tree.app.get(r"^/sent$")(lambda _: Response(200, FileSlice(HungFile.open(path))))
+        tree.app.get(r"^/read$")(
+            lambda _: Response(200, aiter(FileSlice(HungFile.open(path))), length=len(LARGE))
+        )
+        tree.app.get(r"^/page$")(lambda _: page)
+        tree.app.after(Compress())
+        crowd = 2 * max(READERS.size, reactor.getThreadPool().max)  # type: ignore[attr-defined]
+        hanging = [await tree.get(("/sent", "/read")[n % 2]) for n in range(crowd)]
+        try:
+            await eventually(reactor, lambda: HungFile.hung.qsize() >= READERS.size)
+            assert await (await tree.get("/files/large.bin")).body() == LARGE
+            assert await timeout(reactor, LIMIT_S, deferToThread(lambda: 7)) == 7
+            base = f"http://127.0.0.1:{tree.number}"
+            assert await curl("--compressed", f"{base}/page") == page.encode()
+            assert not any(download.ended.called for download in hanging)
+        finally:
+            HungFile.gate.set()
+        for download in hanging:
+            assert await download.body() == LARGE
 
 
 @pytest_twisted.ensureDeferred

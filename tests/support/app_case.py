@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from pelotontx.net.http import Response
 from pelotontx.net.http.body import RequestBody
 from pelotontx.web import App, Request
-from pelotontx.wire.http import CHUNKED, HeadLimits, read_head, read_target
+from pelotontx.web.testing import make_request
+from pelotontx.wire.http import CHUNKED
 
 
 def request(
@@ -21,15 +22,8 @@ def request(
     *,
     kind: type[Request] = Request,
 ) -> Request:
-    """A request whose body is there."""
-    fields = {"Host": "a", **(headers or {})}
-    head = f"{method} {target} HTTP/1.1\r\n" + "".join(
-        f"{name}: {value}\r\n" for name, value in fields.items()
-    )
-    raw = f"{head}\r\n".encode()
-    framing = read_head(raw, method.encode(), raw.split(b" ", 2)[2], HeadLimits())
-    parts = read_target(method, target.encode(), framing.host)
-    return kind(None, method, parts, framing, raw, body)
+    """A request to host a whose body is there."""
+    return make_request(method, target, {"Host": "a", **(headers or {})}, body, kind=kind)
 
 
 def arriving(

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from pelotontx.errors import StreamClosed, TimedOut
+from pelotontx.errors import LocalProtocolError, StreamClosed, TimedOut
 from pelotontx.flow import Cell, Stream, Tasks, from_callback, later, timeout, together
 
 
@@ -453,3 +453,96 @@ class TasksTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual((ended, len(tasks)), ([True], 0))
         self.successResultOf(tasks.stop())
+
+    def test_task_that_is_spawned_while_they_stop_is_cancelled_and_waited_for(self) -> None:
+        tasks, gate, seen = Tasks(), Deferred[None](), []
+
+        async def late() -> None:
+            try:
+                await Deferred()
+            finally:
+                seen.append("cancelled")
+                await gate
+                seen.append("ended")
+
+        async def cleans_up() -> None:
+            try:
+                await Deferred()
+            finally:
+                tasks.spawn(late())
+
+        tasks.spawn(cleans_up())
+        stopped = tasks.stop()
+        self.assertEqual(seen, ["cancelled"])
+        self.assertNoResult(stopped)
+        gate.callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual((seen, len(tasks)), (["cancelled", "ended"], 0))
+
+    def test_two_stops_wait_for_the_same_end_and_tasks_may_follow(self) -> None:
+        tasks, gate, done = Tasks(), Deferred[None](), []
+
+        async def cleans_up() -> None:
+            try:
+                await Deferred()
+            finally:
+                await gate
+
+        async def follows() -> None:
+            await succeed(None)
+            done.append(True)
+
+        tasks.spawn(cleans_up())
+        stops = [tasks.stop(), tasks.stop()]
+        gate.errback(ZeroDivisionError())
+        self.assertEqual([self.successResultOf(stopped) for stopped in stops], [None, None])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        tasks.spawn(follows())
+        self.assertEqual(done, [True])
+
+    def test_task_that_would_wait_for_its_own_end_is_told(self) -> None:
+        async def stops(tasks: Tasks, gate: Deferred[None]) -> None:
+            await gate
+            await tasks.stop()
+
+        async def has_another_stop(tasks: Tasks, gate: Deferred[None]) -> None:
+            await Deferred.fromCoroutine(stops(tasks, gate))
+
+        for task in (stops, has_another_stop):
+            tasks, gate = Tasks(), Deferred[None]()
+            tasks.spawn(task(tasks, gate))
+            gate.callback(None)
+            self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 1)
+            self.assertEqual(len(tasks), 0)
+
+    def test_what_a_task_has_started_may_stop_the_others_after_its_end(self) -> None:
+        tasks, gate, seen = Tasks(), Deferred[None](), []
+
+        async def stops() -> None:
+            await gate
+            await tasks.stop()
+            seen.append("stopped")
+
+        async def starts() -> None:
+            Deferred.fromCoroutine(stops())
+
+        async def waits() -> None:
+            await Deferred(lambda _: seen.append("cancelled"))
+
+        tasks.spawn(starts())
+        tasks.spawn(waits())
+        gate.callback(None)
+        self.assertEqual(seen, ["cancelled", "stopped"])
+
+    def test_task_may_stop_those_of_another_service(self) -> None:
+        tasks, others, cancelled = Tasks(), Tasks(), []
+
+        async def waits() -> None:
+            await Deferred(lambda _: cancelled.append(True))
+
+        async def stops() -> None:
+            await others.stop()
+
+        others.spawn(waits())
+        tasks.spawn(stops())
+        self.assertEqual((cancelled, len(tasks), len(others)), ([True], 0, 0))

@@ -92,6 +92,11 @@ class AnsweringConnection(TimedConnection):
     _body_bytes = 0
     _writer: BodyWriter | None = None
 
+    @property
+    def is_gone(self) -> bool:
+        """See `Channel`."""
+        return self._gone
+
     def _finish(self) -> None:
         """The last byte of an answer was written."""
         raise NotImplementedError
@@ -120,7 +125,7 @@ class AnsweringConnection(TimedConnection):
             result = Deferred.fromCoroutine(result)
         if isinstance(result, Deferred):
             self._running = result
-            result.addErrback(self._failed)
+            result.addErrback(self._failed, request)
             result.addCallback(self._answered, request)
             result.addErrback(self._cut, request)
         else:
@@ -135,7 +140,12 @@ class AnsweringConnection(TimedConnection):
             self._hand_over(request, result.protocol)
             return
         if not isinstance(result, Response):
-            self._log.error("A handler returned {what}", what=type(result).__name__)
+            self._log.error(
+                "The handler of {method} {path} returned {what}",
+                method=request.method,
+                path=request.path,
+                what=type(result).__name__,
+            )
             result = _plain(500)
         self._status = result.status
         if isinstance(result.body, bytes):
@@ -145,18 +155,23 @@ class AnsweringConnection(TimedConnection):
         else:
             self._write_stream(request, result)
 
-    def _crashed(self, failure: Failure) -> Response:
+    def _crashed(self, failure: Failure, request: Request) -> Response:
         """What a handler that raised answers."""
         error = failure.value
         if isinstance(error, RefusedRequest):
+            failure.cleanFailure()  # its traceback has the body so far, and refers to the failure
             return refusal(error.status, error.reason)
-        self._log.failure("A handler failed", failure)
+        self._log_failure("The handler of {method} {path} failed", failure, request)
         return _plain(500)
 
-    def _failed(self, failure: Failure) -> Response:
+    def _failed(self, failure: Failure, request: Request) -> Response:
         if self._gone and failure.check(CancelledError):
+            failure.cleanFailure()
             return _plain(500)  # nobody is there to see it
-        return self._crashed(failure)
+        return self._crashed(failure, request)
+
+    def _log_failure(self, text: str, failure: Failure, request: Request) -> None:
+        self._log.failure(text, failure, method=request.method, path=request.path)
 
     def _write_whole(self, request: Request, response: Response, body: bytes) -> None:
         self._settle()
@@ -252,10 +267,14 @@ class AnsweringConnection(TimedConnection):
         self._running = None
         if self._head and not self._gone:
             self._head = b""
-            self._answered(self._crashed(failure), request)
+            self._answered(self._crashed(failure, request), request)
             return
-        if not failure.check(CancelledError, SlowConsumer, RefusedRequest):
-            self._log.failure("A response failed", failure)
+        if failure.check(SlowConsumer, RefusedRequest) or (
+            self._gone and failure.check(CancelledError)
+        ):
+            failure.cleanFailure()  # see above
+        else:
+            self._log_failure("The response to {method} {path} failed", failure, request)
         if not self._gone:
             self.abort()
 

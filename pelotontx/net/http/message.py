@@ -5,7 +5,15 @@ Values for `net.http`, which drives them; import them from there.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+)
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -65,7 +73,11 @@ class HTTPLimits:
 
 
 class Headers:
-    """The fields of a request; names in any case. Read once, when first asked for."""
+    """The fields of a request; names in any case. Read once, when first asked for.
+
+    It is a mapping of names in lower case to first values: so iterate it, ``dict`` and ``len``.
+    `items` and `get_all` tell of repeated fields.
+    """
 
     __slots__ = ("_first", "_pairs")
 
@@ -85,8 +97,15 @@ class Headers:
         return [value for key, value in self._pairs if key == name]
 
     def items(self) -> list[tuple[str, str]]:
-        """All fields in order, names in lower case."""
+        """All fields in order, repeated ones too, names in lower case."""
         return list(self._pairs)
+
+    def keys(self) -> KeysView[str]:
+        """Each name once, in lower case, in order."""
+        return self._first.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._first)
 
     def __getitem__(self, name: str) -> str:
         return self._first[name.lower()]
@@ -95,7 +114,7 @@ class Headers:
         return isinstance(name, str) and name.lower() in self._first
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._first)
 
 
 class Request:
@@ -197,6 +216,11 @@ class Request:
         """Whether the connection is TLS's."""
         return self._channel is not None and self._channel.is_secure
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the client has gone; nobody will see the answer."""
+        return self._channel is None or self._channel.is_gone
+
 
 #: A body: bytes, an async iterator of bytes, or a coroutine function that is given a `BodyWriter`.
 Body = bytes | AsyncIterable[bytes] | Callable[[BodyWriter], Awaitable[object]]
@@ -210,6 +234,14 @@ _WRITTEN_BY_US = frozenset(
 @lru_cache(maxsize=256)
 def _content_type(value: str) -> bytes:
     return response_field("Content-Type", value)
+
+
+def _check_body(body: object) -> None:
+    if not (isinstance(body, bytes) or hasattr(body, "__aiter__") or callable(body)):
+        raise LocalProtocolError(
+            "a body is bytes, an async iterator of bytes or a coroutine function, not "
+            f"{type(body).__name__}"
+        )
 
 
 class Response:
@@ -231,7 +263,8 @@ class Response:
             They follow a chunked body, if the peer asked for trailers, and are dropped otherwise.
 
     Raises:
-        LocalProtocolError: a name or value that may not be sent, or an impossible status.
+        LocalProtocolError: a name or value that may not be sent, an impossible status, or a body
+            of another type.
     """
 
     __slots__ = ("body", "close", "fields", "length", "status", "trailers")
@@ -249,6 +282,8 @@ class Response:
     ) -> None:
         if not 200 <= status <= 599:
             raise LocalProtocolError(f"not a final status: {status}")
+        if type(body) is not bytes:
+            _check_body(body)
         self.status = status
         self.body = body
         self.length = length

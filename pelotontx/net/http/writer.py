@@ -31,6 +31,10 @@ class Channel(Protocol):
     def is_secure(self) -> bool:
         """Whether it is TLS's."""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the peer has gone, or does not want the answer any more."""
+
     def write_bounded(self, data: bytes) -> None:
         """Writes part of a body; raises `SlowConsumer` when too much waits for the peer."""
 

@@ -158,7 +158,7 @@ class HTTP2Stream:
         try:
             self._request = self._read(pairs)
         except RefusedRequest as error:
-            self._answered(_plain(error.status, error.reason))
+            self._answer(_plain(error.status, error.reason))
 
     def _read(self, pairs: list[tuple[bytes, bytes]]) -> Request:
         owner = self._connection.owner
@@ -191,16 +191,16 @@ class HTTP2Stream:
         try:
             result = self._connection.owner.handle(request)
         except Exception:  # the user's code
-            result = self._failed(Failure())
+            result = self._failed(Failure(), request)
         if iscoroutine(result):
             result = Deferred.fromCoroutine(result)
         if isinstance(result, Deferred):
             self._running = result
-            result.addErrback(self._failed)
-            result.addCallback(self._answered)
-            result.addErrback(self._cut)
+            result.addErrback(self._failed, request)
+            result.addCallback(self._answered, request)
+            result.addErrback(self._cut, request)
         else:
-            self._answered(result)
+            self._answered(result, request)
 
     def receive(self, data: bytes, size: int, *, is_last: bool) -> None:
         """Part of the body came, which took `size` bytes of the window."""
@@ -235,16 +235,22 @@ class HTTP2Stream:
 
     # The answer.
 
-    def _failed(self, failure: Failure) -> Response:
+    def _failed(self, failure: Failure, request: Request) -> Response:
         """What a handler that raised answers."""
         error = failure.value
         if isinstance(error, RefusedRequest):
+            failure.cleanFailure()  # its traceback has the body so far, and refers to the failure
             return _plain(error.status, error.reason)
-        if not (self._gone and failure.check(CancelledError)):
-            self._log.failure("A handler failed", failure)
+        if self._gone and failure.check(CancelledError):
+            failure.cleanFailure()
+        else:
+            self._log_failure("The handler of {method} {path} failed", failure, request)
         return _plain(500)
 
-    def _answered(self, result: Any) -> None:
+    def _log_failure(self, text: str, failure: Failure, request: Request) -> None:
+        self._log.failure(text, failure, method=request.method, path=request.path)
+
+    def _answered(self, result: Any, request: Request) -> None:
         self._running = None
         if self._gone:
             return
@@ -252,8 +258,17 @@ class HTTP2Stream:
         if isinstance(result, Upgrade):
             result = _plain(501, "other protocols are spoken on HTTP/1.1 connections only")
         elif not isinstance(result, Response):
-            self._log.error("A handler returned {what}", what=type(result).__name__)
+            self._log.error(
+                "The handler of {method} {path} returned {what}",
+                method=request.method,
+                path=request.path,
+                what=type(result).__name__,
+            )
             result = _plain(500)
+        self._answer(result, request)
+
+    def _answer(self, result: Response, request: Request | None = None) -> None:
+        """Begins the answer; that to a request which could not be read is no stream."""
         self.status = result.status
         self._is_bare = self._is_bare or result.status in _BODILESS
         if result.close and result.status not in _OF_FRAMING:
@@ -261,8 +276,8 @@ class HTTP2Stream:
         self._head = result
         if isinstance(result.body, bytes):
             self._send_whole(result, result.body)
-        else:
-            self._send_stream(result)
+        elif request is not None:
+            self._send_stream(result, request)
 
     def _send_whole(self, response: Response, body: bytes) -> None:
         if body and not self._is_bare:
@@ -270,11 +285,11 @@ class HTTP2Stream:
             self.outgoing.write(body, self.now())
         self._end()
 
-    def _send_stream(self, response: Response) -> None:
+    def _send_stream(self, response: Response, request: Request) -> None:
         running: Deferred[None] = Deferred.fromCoroutine(self._stream(response))
         self._running = running
         running.addCallback(self._streamed)
-        running.addErrback(self._cut)
+        running.addErrback(self._cut, request)
         if self._running is running and not self.incoming.is_awaited:
             self._send_head()
 
@@ -355,14 +370,18 @@ class HTTP2Stream:
             return response.length
         return len(body)
 
-    def _cut(self, failure: Failure) -> None:
+    def _cut(self, failure: Failure, request: Request) -> None:
         """A stream failed. If bytes have left, the peer must not take these for the whole."""
         self._running = None
         if self._head is not None and not self._gone:
-            self._answered(self._failed(failure))
+            self._answer(self._failed(failure, request))
             return
-        if not failure.check(CancelledError, SlowConsumer, RefusedRequest):
-            self._log.failure("A response failed", failure)
+        if failure.check(SlowConsumer, RefusedRequest) or (
+            self._gone and failure.check(CancelledError)
+        ):
+            failure.cleanFailure()  # see above
+        else:
+            self._log_failure("The response to {method} {path} failed", failure, request)
         self._abandon(ErrorCodes.INTERNAL_ERROR)
 
     def _abandon(self, code: ErrorCodes) -> None:
@@ -433,6 +452,11 @@ class HTTP2Stream:
     def is_secure(self) -> bool:
         """Whether the connection is TLS's."""
         return self._connection.is_secure
+
+    @property
+    def is_gone(self) -> bool:
+        """See `Channel`."""
+        return self._gone
 
     def write_bounded(self, data: bytes) -> None:
         """A stream's write: resets it past `HTTPLimits.unread_bytes`.

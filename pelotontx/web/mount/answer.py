@@ -110,11 +110,17 @@ class Answer:
         on_over: Callable[[], object] = lambda: None,
         limit_bytes: int = LIMIT_BYTES,
     ) -> None:
-        self.response: Deferred[Response | Upgrade] = Deferred(lambda _: self._lose())
+        self._cancel = cancel = [self._lose]  # emptied at the end: it leads from `response` to us
+
+        def cancelled(_: object) -> None:
+            for lose in tuple(cancel):
+                lose()
+
+        self.response: Deferred[Response | Upgrade] = Deferred(cancelled)
         self.unwritten = 0
         self.is_gone = False
         self.is_held = False
-        self._request = request
+        self._method, self._path = request.method, request.path
         self._wheel = wheel
         self._on_written = on_written
         self._on_gone = on_gone
@@ -127,6 +133,7 @@ class Answer:
         self._is_sent = False  # `response` has fired
         self._is_open = False  # it fires as soon as there is a head
         self._is_finished = False
+        self._is_over = False  # nothing more is passed on
         self._is_pouring = False
         self._pieces: list[bytes] = []
         self._failure: Failure | None = None
@@ -141,7 +148,7 @@ class Answer:
     def begin(self, head: Response) -> None:
         """Status and fields, as of `response_head`; again, as long as nothing has left."""
         self._head = head
-        self._is_bare = self._request.method == "HEAD" or head.status in _BODILESS
+        self._is_bare = self._method == "HEAD" or head.status in _BODILESS
         if self._is_bare:
             self._advance()
 
@@ -156,8 +163,8 @@ class Answer:
         if self._pieces and self.unwritten + len(data) > self._limit_bytes:
             self._log.warn(
                 "The peer of {method} {path} does not read: {limit} bytes wait",
-                method=self._request.method,
-                path=self._request.path,
+                method=self._method,
+                path=self._path,
                 limit=self._limit_bytes,
             )
             self.fail(Failure(SlowConsumer(self._limit_bytes)))
@@ -170,6 +177,8 @@ class Answer:
         """The body is complete."""
         self._is_finished = True
         self._advance()
+        if self._is_over:
+            self._let_go()
 
     def fail(self, failure: Failure) -> None:
         """The application has failed: an error page, or a connection that is cut.
@@ -183,9 +192,11 @@ class Answer:
                 self._log.failure(
                     "{method} {path} failed behind its answer",
                     failure,
-                    method=self._request.method,
-                    path=self._request.path,
+                    method=self._method,
+                    path=self._path,
                 )
+            if self._is_over:
+                self._let_go()
         elif self._is_sent:
             self._failure = failure
             self._go_on()
@@ -199,7 +210,7 @@ class Answer:
         if not self._is_sent and not self.is_gone:
             self._is_sent = self._is_whole = True
             self.response.callback(response)
-            self._on_over()
+            self._end()
 
     def open(self) -> None:
         """Sends status and fields now, also if nothing of the body is there."""
@@ -238,7 +249,7 @@ class Answer:
             self._forget()
         self.response.callback(head)
         if self._is_whole:
-            self._on_over()
+            self._end()
         elif not self._is_pouring:
             self._late = self._wheel.call_later(_BEGIN_S, self._lose)
 
@@ -280,7 +291,7 @@ class Answer:
         except BaseException:  # cancelled, cut, or a piece too much
             self._lose()
             raise
-        self._on_over()
+        self._end()
 
     async def _pass_on(self, writer: BodyWriter) -> None:
         pieces, self._pieces = self._pieces, []
@@ -296,6 +307,24 @@ class Answer:
         self._pieces.clear()
         self.unwritten = 0
         self._on_gone()
+        self._let_go()
+
+    def _end(self) -> None:
+        """All that the peer will get was passed on; the writer may go on for nobody."""
+        self._is_over = True
+        self._on_over()
+        if self._is_finished:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """The last call of us: whoever refers to us would wait for the garbage collector."""
+        self._cancel.clear()
+        self._on_written = self._on_gone = self._on_over = _ignore
+        self._head = None
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -253,9 +253,9 @@ class _Exchange:
         try:
             piece = await reading.asFuture(self._loop)
         except RefusedRequest as error:
-            self.answer.fail(Failure(error))
+            self.answer.fail(Failure(error.with_traceback(None)))  # which has the body so far
             return None
-        except CancelledError:  # by `_gone`
+        if piece is None and self._over.is_set():
             return None
         self._is_read = piece is None
         return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
@@ -263,7 +263,7 @@ class _Exchange:
     async def _next_piece(self) -> bytes | None:
         try:
             return await anext(self._request.stream)
-        except StopAsyncIteration:
+        except (StopAsyncIteration, CancelledError):  # cancelled by `_gone`
             return None
 
     async def send(self, message: Message) -> None:

@@ -177,7 +177,8 @@ class _Channel:
             async for piece in body:
                 web.handleContentChunk(piece)
         except BaseException:
-            web.content.close()
+            self._answer.response.addErrback(lambda _: None)
+            self._answer.response.cancel()  # all ends as if the client had left
             raise
         version = f"HTTP/{request.version}"
         self._line = request.method.encode(), origin_form(request), version.encode()
@@ -228,6 +229,7 @@ class _Channel:
     def requestDone(self, request: Any) -> None:
         """The last byte was written."""
         self._answer.finish()
+        self._takeover.let_go()
 
     def loseConnection(self) -> None:
         """The resource wants no more of this connection: its answer is cut."""
@@ -298,5 +300,6 @@ class _Channel:
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
+        self._takeover.lose()
         if not self._request.finished:
             self._request.connectionLost(Failure(ConnectionDone("the client has gone")))

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 
@@ -25,6 +27,8 @@ class Takeover:
         on_taken: called with the protocol that the connection is to be handed to.
         on_lost: called when the connection is to be ended without having been taken over.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -80,9 +84,24 @@ class Takeover:
     def attach(self, transport: Any) -> None:
         """The connection: what was asked for meanwhile happens now."""
         self._real = transport
+        self.let_go()
         asked, self._asked = self._asked, []
         for name, arguments in asked:
             getattr(transport, name)(*arguments)
+
+    def let_go(self) -> None:
+        """Nobody is to be told any more; who would be may refer to us."""
+        self._on_taken = self._on_lost = _ignore
+
+    def lose(self) -> None:
+        """The client has left before the hand-over: who has taken over is told."""
+        self.let_go()
+        if self._protocol is None or self._real is not None:
+            return
+        try:
+            self._protocol.connectionLost(Failure(ConnectionDone("the client has gone")))
+        except Exception:  # foreign code
+            self._log.failure("A protocol that took a connection over failed")
 
     def _ask(self, name: str, *arguments: Any) -> None:
         if self._real is None:
@@ -97,6 +116,10 @@ class Takeover:
         if self._real is not None:
             return getattr(self._real, name)
         return lambda *arguments: self._ask(name, *arguments)
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
 
 
 class _Relay(Protocol):

@@ -297,12 +297,12 @@ class _Call:
         except StopAsyncIteration:
             self._arrived.put(b"")
         except RefusedRequest as error:
-            self._refusal = error
+            self._refusal = error.with_traceback(None)  # which refers to us
             self._arrived.put(error)
         except CancelledError:  # by `_end_reading`, which says why
             pass
         except Exception as error:
-            self._arrived.put(error)
+            self._arrived.put(error.with_traceback(None))
 
     def _written(self, size: int) -> None:
         with self._room:
@@ -324,6 +324,7 @@ class _Call:
 
     def ended(self, _: None, error: BaseException | None) -> None:
         """The thread is done."""
+        self._environ = {}  # its input refers to us, and would wait for the garbage collector
         answer = self.answer
         if error is None:
             if not self._is_sent and self._head is not None:

@@ -45,6 +45,13 @@ class UnusableValueTests(ConfigTestCase):
             ),
             ('[server]\nlisten = ["tcp:99999"]', 'server.listen: "tcp:99999": must be a Twisted'),
             ('[server]\nproxies = ["host"]', 'server.proxies: "host": must be an address or a'),
+            (
+                '[server]\nhosts = ["shop.example:80"]',
+                'server.hosts: "shop.example:80": must be a host name such as "shop.example" or',
+            ),
+            ('[server]\nhosts = ["*"]', 'server.hosts: "*": must be a host name such as'),
+            ('[server]\nhosts = ["Shop.example"]', 'server.hosts: "Shop.example": must be a host'),
+            ('[server]\nhosts = ["a.*.b"]', 'server.hosts: "a.*.b": must be a host name'),
             ('[paths]\nhealth = "health"', 'paths.health: "health": must be a path that starts'),
             ('[web]\napp = "shop.web"', 'web.app: "shop.web": must be a dotted name "module:'),
             ('[[callee]]\nobject = ""', 'callee[0].object: "": must be a dotted name "module:'),

@@ -6,7 +6,11 @@ import contextlib  # trial takes a module's `suppress` for its own
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
+from itertools import count
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -18,49 +22,58 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pelotontx.errors import LocalProtocolError, TruncatedFile
 from pelotontx.net.http import HTTPFactory, HTTPLimits, Request, Response
-from pelotontx.net.sendfile import PIECE_BYTES, WARM_BYTES, FileSlice, OpenFile
+from pelotontx.net.sendfile import PIECE_BYTES, READERS, WARM_BYTES, FileSlice, OpenFile
 from pelotontx.net.tcp import FILE_BYTES, UNIXServer, sends_files, unsent_bytes
 from pelotontx.net.wheel import Wheel
+from pelotontx.wire.http import RefusedRequest
 from tests.support.fake_reactor import FakeReactor
 from tests.support.http_case import GET, HTTPCase
+from tests.unit.backend.callee_case import THREAD_TIMEOUT_S
 
 CONTENT = os.urandom(64 * 1024) * 48  # 3 MiB: more than a socket takes at once
 
 
-class Threads:
-    """A pool whose jobs run when a test says so."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], object]] = []
-
-    def callInThreadWithCallback(self, done: Any, function: Any, *arguments: Any) -> None:
-        self.jobs.append(lambda: done(True, function(*arguments)))
-
-    def run(self) -> None:
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
-
-
 class Reactor(FakeReactor):
+    """Is told by threads when a test says so, and ends with it."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.threads = Threads()
+        self.told: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self.ends: list[Callable[[], object]] = []
 
-    def getThreadPool(self) -> Threads:
-        return self.threads
+    def callFromThread(self, function: Callable[[], object]) -> None:
+        self.told.put(function)
 
-    def callFromThread(self, function: Any, *arguments: Any) -> None:
-        function(*arguments)
+    def addSystemEventTrigger(self, phase: str, event: str, function: Any) -> None:
+        self.ends.append(function)
+
+    def listen(self) -> None:
+        """Waits for a thread that has something to tell."""
+        self.told.get(timeout=THREAD_TIMEOUT_S)()
+
+    def end(self) -> None:
+        for function in self.ends:
+            function()
 
 
 class ColdFile(OpenFile):
-    """Never in memory, unless `warm`."""
+    """Never in memory; threads read it when `gate` is open."""
 
-    warm = False
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.gate = Event()
+        self.reads: SimpleQueue[int] = SimpleQueue()
 
     def is_cached(self, count: int, offset: int) -> bool:
-        return self.warm
+        return False
+
+    def read_cached(self, count: int, offset: int) -> None:
+        return None
+
+    def read(self, count: int, offset: int) -> bytes:
+        self.reads.put(offset)
+        assert self.gate.wait(THREAD_TIMEOUT_S)
+        return super().read(count, offset)
 
 
 class CutFile(OpenFile):
@@ -146,6 +159,7 @@ class SendFileTests(FileCase):
     def setUp(self) -> None:
         super().setUp()
         self.reactor = Reactor()
+        self.addCleanup(self.reactor.end)
         self.protocol = Peer()
         self.transport: Any = self.pair(self.reactor, self.protocol)
         self.transport.startReading()
@@ -294,36 +308,81 @@ class SendFileTests(FileCase):
         self.reactor.flush()
         self.assertEqual(part.limits, [FILE_BYTES])  # though the socket would take more
 
-    def test_cold_file_is_read_by_a_thread_first(self) -> None:
+    def cold(self) -> ColdFile:
         file = ColdFile.open(self.path)
+        assert isinstance(file, ColdFile)
+        self.addCleanup(file.gate.set)
+        return file
+
+    def test_cold_file_is_read_by_a_thread_first(self) -> None:
+        file = self.cold()
         self.send(FileSlice(file))
         self.reactor.turn()
         self.reactor.turn()
         self.assertEqual(self.drain(), b"head")
         self.assertEqual(self.reactor.writers, set())
-        self.assertEqual(len(self.reactor.threads.jobs), 1)
+        file.gate.set()
         data = b""
-        while self.reactor.threads.jobs:
-            self.reactor.threads.run()
+        while len(data) < len(CONTENT):
+            self.reactor.listen()
             before = len(data)
             data += self.turns()
             self.assertLessEqual(len(data) - before, WARM_BYTES)
         self.assertEqual(data, CONTENT)
 
     def test_nothing_else_happens_while_a_thread_reads(self) -> None:
-        descriptor = self.send(FileSlice(ColdFile.open(self.path)))
+        file = self.cold()
+        descriptor = self.send(FileSlice(file))
         self.reactor.turn()
         self.transport.write(b"tail")
         self.transport.loseConnection()
         for _ in range(3):
             self.reactor.turn()
-        self.assertEqual(len(self.reactor.threads.jobs), 1)
+        self.assertEqual(file.reads.get(timeout=THREAD_TIMEOUT_S), 0)
+        self.assertTrue(file.reads.empty())
         self.assertEqual(self.drain(), b"head")
         self.transport.abortConnection()
         self.reactor.advance(0)
-        self.reactor.threads.run()  # nobody waits for it any more
+        file.gate.set()
+        del file
+        self.reactor.listen()  # nobody waits for it any more
         self.assertEqual(self.reactor.writers, set())
         self.assertClosed(descriptor)
+
+    def block_readers(self, most: int | None = None) -> None:
+        """Has so many threads for files hang; None: all, and as many wait for one as may."""
+        gate = Event()
+        self.addCleanup(gate.set)
+        for _ in count() if most is None else range(most):
+            hanging = READERS.run(partial(gate.wait, THREAD_TIMEOUT_S), self.reactor)
+            if hanging.called:
+                self.failureResultOf(hanging, RefusedRequest)
+                return
+
+    def test_file_for_which_too_many_wait_is_not_sent(self) -> None:
+        self.block_readers()
+        descriptor = self.send(FileSlice(self.cold()))
+        self.reactor.turn()
+        self.reactor.advance(0)
+        self.assertTrue(self.protocol.lost[0].check(ConnectionAborted))
+        self.assertEqual(self.reactor.writers, set())
+        self.assertClosed(descriptor)
+
+    def test_file_that_waits_for_a_thread_is_let_go_of_with_its_connection(self) -> None:
+        self.block_readers(READERS.size)
+        descriptor = self.send(FileSlice(self.cold()))
+        self.reactor.turn()
+        self.assertEqual(self.protocol.lost, [])
+        self.transport.abortConnection()
+        self.reactor.advance(0)
+        self.assertClosed(descriptor)
+
+    def test_hot_file_is_sent_while_all_threads_hang(self) -> None:
+        self.block_readers()
+        file = OpenFile.open(self.path)
+        file.read(len(CONTENT), 0)
+        self.send(FileSlice(file))
+        self.assertEqual(self.turns(), b"head" + CONTENT)
 
 
 class PiecesTests(FileCase):

@@ -12,7 +12,7 @@ from pelotontx.broker.memory_sessions import MemorySessions
 from pelotontx.config import Config, load
 from pelotontx.net.http import Response
 from pelotontx.services.mounts import Mounts
-from pelotontx.services.web import application, request_class
+from pelotontx.services.web import application, for_hosts, request_class
 from pelotontx.web.mount import Host
 from pelotontx.web.session import Session
 from pelotontx.wire.forwarded import Origin
@@ -49,6 +49,33 @@ class ApplicationTests(SynchronousTestCase):
         plain, packed = self.served("/"), self.served("/", http__gzip=True)
         self.assertNotIn("content-encoding", plain.headers)
         self.assertEqual(packed.headers["content-encoding"], "gzip")
+
+
+class HostsTests(SynchronousTestCase):
+    def answered(self, serves: str, path: str, **overrides: object) -> int:
+        """The status for a request for another host than shop.example."""
+        own = configured(**overrides)
+        handle: Any = for_hosts(own, lambda _: Response(200), serves)
+        kind = request_class(own, MemorySessions(Clock()))
+        status: int = handle(request(kind, "GET", path, {"Host": "10.0.0.7"})).status
+        return status
+
+    def test_other_hosts_are_turned_away_where_the_application_is(self) -> None:
+        for serves, path, status in (
+            ("all", "/", 421),
+            ("application", "/metrics", 421),
+            ("all", "/metrics", 421),
+            ("all", "/health", 200),
+            ("operations", "/metrics", 200),
+        ):
+            found = self.answered(serves, path, server__hosts=["shop.example"])
+            self.assertEqual(found, status, (serves, path))
+
+    def test_nothing_is_in_between_without_names(self) -> None:
+        def handle(_: object) -> Response:
+            return Response(200)
+
+        self.assertIs(for_hosts(configured(), handle, "all"), handle)
 
 
 class RequestClassTests(SynchronousTestCase):

@@ -12,6 +12,7 @@ from pelotontx.net.http import Response
 from pelotontx.net.http.body import RequestBody
 from pelotontx.web import csrf
 from pelotontx.web.app import App, Request, html
+from pelotontx.web.uploads import DiskSink
 from tests.unit.web.session_case import Browser, SessionCase, request
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -37,7 +38,7 @@ class Case(SessionCase):
     def show_form(self) -> str:
         match = re.fullmatch(
             rb'<input type="hidden" name="csrf_token" value="([\w-]{86})">',
-            self.visitor.get("/form"),
+            self.visitor.get("/form").body,
         )
         assert match is not None
         return match[1].decode()
@@ -45,8 +46,7 @@ class Case(SessionCase):
     def change(
         self, headers: dict[str, str], *, method: str = "POST", body: bytes = b""
     ) -> tuple[int, bytes]:
-        answer = self.visitor.ask(method, "/change", headers, body)
-        assert isinstance(answer.body, bytes)
+        answer = self.visitor.ask(method, "/change", headers, body=body)
         return answer.status, answer.body
 
     def with_token(self, token: str) -> tuple[int, bytes]:
@@ -95,7 +95,7 @@ class TokenTests(Case):
 
     def test_anothers_token_is_a_403(self) -> None:
         other = self.browser()
-        theirs = other.get("/form").split(b'"')[5].decode()
+        theirs = other.get("/form").text.split('"')[5]
         self.assertEqual(self.with_token(theirs)[0], 403)
 
     def test_without_a_session_no_token_is_good(self) -> None:
@@ -206,7 +206,7 @@ class ReachTests(SessionCase):
         self.app.get("/form")(self.show)
         self.app.post("/change")(lambda request: request.form_field("a"))
         browser = self.browser()
-        form = urlencode({"a": "1", "csrf_token": browser.get("/form").decode()}).encode()
+        form = urlencode({"a": "1", "csrf_token": browser.get("/form").text}).encode()
         answer = self.send_slowly(browser, form)
         self.assertEqual(self.successResultOf(answer).body, b"1")
 
@@ -219,11 +219,59 @@ class ReachTests(SessionCase):
             return await request.stream.read()
 
         browser = self.browser()
-        token = browser.get("/form").decode()
+        token = browser.get("/form").text
         form = urlencode({"csrf_token": token}).encode()
         self.assertEqual(self.successResultOf(self.send_slowly(browser, form)).status, 403)
         answer = self.send_slowly(browser, form, {"X-CSRF-Token": token})
         self.assertEqual(self.successResultOf(answer).body, form)
+
+    def protected_upload(self) -> Browser:
+        """An app, protected, where a form with files is read and checked by its handler."""
+        csrf.protect(self.app)
+        self.app.get("/form")(self.show)
+        self.taken: list[str] = []
+
+        @self.app.post("/photos", stream=True)
+        @csrf.exempt
+        async def add(request: Request) -> str:
+            async with request.read_form() as form:
+                await csrf.check(request, form.field(csrf.FIELD))
+                self.taken.append(form.field("title"))
+            return "taken"
+
+        browser = self.browser()
+        sink = DiskSink(self.clock)  # type: ignore[arg-type]  # what is small stays in memory
+        browser.request_class = type(
+            "Uploads", (browser.request_class,), {"__slots__": (), "uploads": sink}
+        )
+        return browser
+
+    def test_an_exempt_handler_checks_the_form_that_it_has_read(self) -> None:
+        browser = self.protected_upload()
+        token = browser.get("/form").text
+        for sent, status in ((token, 200), (token[:-1], 403), ("", 403)):
+            form = {"title": "Me", csrf.FIELD: sent}
+            answer = browser.post("/photos", OURS, data=form, files={})
+            self.assertEqual(answer.status, status, sent)
+        elsewhere = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+        form = {"title": "Me", csrf.FIELD: token}
+        self.assertEqual(browser.post("/photos", elsewhere, data=form, files={}).status, 403)
+        self.assertEqual(self.taken, ["Me"])
+
+    def test_a_route_with_further_arguments_may_be_exempt(self) -> None:
+        csrf.protect(self.app)
+
+        @csrf.exempt
+        def hear(request: Request, word: str) -> str:
+            return word
+
+        self.app.post("/exempt", "yes")(hear)
+        self.app.post("/other", "yes")(lambda request, word: word)
+        inner = App()
+        inner.post("/")(csrf.exempt(lambda request: "yes"))
+        self.app.mount("/inner", inner)
+        for path, status in (("/exempt", 200), ("/inner", 200), ("/other", 403), ("/none", 403)):
+            self.assertEqual(self.browser().ask("POST", path).status, status, path)
 
     def test_a_handler_may_check_what_it_has_read_itself(self) -> None:
         self.app.get("/form")(self.show)
@@ -234,7 +282,7 @@ class ReachTests(SessionCase):
             return "changed"
 
         browser = self.browser()
-        token = browser.get("/form").decode()
+        token = browser.get("/form").text
         self.assertEqual(browser.ask("POST", f"/change/{token}").status, 200)
         self.assertEqual(browser.ask("POST", f"/change/{token[:-1]}").status, 403)
 

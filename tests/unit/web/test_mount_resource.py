@@ -408,6 +408,25 @@ class TakeoverTests(ResourceCase):
         self.clock.advance(0)
         self.assertEqual(self.factory.connections, set())
 
+    def test_who_has_taken_over_hears_of_a_client_that_left_before_the_hand_over(self) -> None:
+        connection, _ = self.send("GET", "/old/a", **self.fields)
+        self.assertFalse(self.protocol.is_lost)
+        connection.connectionLost()
+        self.assertTrue(self.protocol.is_lost)
+        self.clock.advance(0)
+        self.assertEqual(self.protocol.received, [b"head"])
+
+    def test_protocol_that_fails_at_that_is_logged(self) -> None:
+        class Failing(Recorder):
+            def connectionLost(self, reason: Any = None) -> None:
+                raise ZeroDivisionError
+
+        self.protocol = Failing()
+        connection, _ = self.send("GET", "/old/a", **self.fields)
+        connection.connectionLost()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.factory.connections, set())
+
 
 class ConstructionTests(ResourceCase):
     def test_only_a_resource_will_do(self) -> None:

@@ -137,6 +137,7 @@ class OriginTests(SynchronousTestCase):
         )
         self.assertEqual((asked.client, asked.is_secure), ("127.0.0.1", False))
         self.assertEqual(asked.url, "http://inside:8080/p?q")
+        self.assertEqual(asked.absolute("/"), "http://inside:8080/")
 
     def test_trusted_proxy_speaks_for_its_client(self) -> None:
         kind = self.behind("10.0.0.0/8")
@@ -148,6 +149,7 @@ class OriginTests(SynchronousTestCase):
         asked = self.asked(kind, IPv4Address("TCP", "10.1.2.3", 1), **headers)
         self.assertEqual((asked.client, asked.scheme, asked.is_secure), ("1.2.3.4", "https", True))
         self.assertEqual((asked.host, asked.url), ("shop.example", "https://shop.example/p?q"))
+        self.assertEqual(asked.absolute("/reset?t=1"), "https://shop.example/reset?t=1")
         stranger = self.asked(kind, IPv4Address("TCP", "11.0.0.1", 1), **headers)
         self.assertEqual((stranger.client, stranger.host), ("11.0.0.1", "inside:8080"))
 

@@ -88,7 +88,7 @@ class Case(SessionCase):
 class CookieTests(Case):
     def test_who_puts_nothing_in_gets_no_cookie_and_no_session_is_stored(self) -> None:
         browser = self.browser()
-        self.assertEqual(browser.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b"{}")
         self.assertEqual(browser.set_cookies, [])
         self.assertEqual(self.store.asked, [])
 
@@ -97,7 +97,7 @@ class CookieTests(Case):
         browser.ask("POST", "/set/a/1")
         self.store.asked.clear()
         self.app.get("/plain")(lambda request: "plain")
-        self.assertEqual(browser.get("/plain"), b"plain")
+        self.assertEqual(browser.get("/plain").body, b"plain")
         self.assertEqual(self.store.asked, [])
 
     def test_the_cookie_is_as_strict_as_cookies_can_be(self) -> None:
@@ -111,23 +111,23 @@ class CookieTests(Case):
     def test_what_was_set_is_there_in_the_next_request_without_another_cookie(self) -> None:
         browser = self.browser()
         browser.ask("POST", "/set/a/1")
-        self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
         self.assertEqual(browser.set_cookies, [])
         browser.ask("POST", "/set/b/2")
         self.assertEqual(browser.set_cookies, [])
-        self.assertEqual(browser.get("/show"), b'{"a":"1","b":"2"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1","b":"2"}')
 
     def test_two_servers_with_one_store_and_secret_share_sessions(self) -> None:
         one, two = self.browser(), self.browser()
         one.ask("POST", "/set/a/1")
         two.cookies = one.cookies
-        self.assertEqual(two.get("/show"), b'{"a":"1"}')
+        self.assertEqual(two.get("/show").body, b'{"a":"1"}')
 
     def test_a_new_secret_keeps_the_sessions_of_the_old_one(self) -> None:
         old, new = self.browser(), self.browser(secrets=["the new one", SECRET])
         old.ask("POST", "/set/a/1")
         new.cookies = old.cookies
-        self.assertEqual(new.get("/show"), b'{"a":"1"}')
+        self.assertEqual(new.get("/show").body, b'{"a":"1"}')
 
     def test_a_cookie_that_was_tampered_with_is_none(self) -> None:
         browser = self.browser()
@@ -143,13 +143,13 @@ class CookieTests(Case):
             "",
         ):
             browser.cookies[COOKIE] = bad
-            self.assertEqual(browser.get("/show"), b"{}", bad)
+            self.assertEqual(browser.get("/show").body, b"{}", bad)
 
     def test_a_cookie_of_another_server_is_none(self) -> None:
         other, browser = self.browser(secrets=["another"]), self.browser()
         other.ask("POST", "/set/a/1")
         browser.cookies = other.cookies
-        self.assertEqual(browser.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b"{}")
 
     def test_an_id_that_is_not_in_the_store_is_not_adopted(self) -> None:
         attacker, victim = self.browser(), self.browser()
@@ -168,7 +168,7 @@ class CookieTests(Case):
         (line,) = browser.set_cookies
         self.assertTrue(line.startswith("sid="))
         self.assertNotIn("Secure", line)
-        self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
         self.assertEqual(len(self.texts), 1)
         self.assertIn("session.secure is off", self.texts[0])
 
@@ -177,12 +177,12 @@ class CookieTests(Case):
         browser.get("/show")
         self.assertEqual(self.texts, [])
         browser.ask("POST", "/set/a/1")
-        self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
         browser.ask("POST", "/login")
         self.assertEqual(len(self.texts), 1)
         self.assertIn("PELOTON_SESSION__SECRET", self.texts[0])
         other.cookies = browser.cookies
-        self.assertEqual(other.get("/show"), b"{}")
+        self.assertEqual(other.get("/show").body, b"{}")
 
     def test_neither_ids_nor_values_are_shown(self) -> None:
         session = Session({"card": b'["4711"]'}, origin="the id")
@@ -219,20 +219,20 @@ class LifeTests(Case):
         browser = self.browser(idle_timeout_s=600)
         browser.ask("POST", "/set/a/1")
         self.clock.advance(599)
-        self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
         self.clock.advance(600)
-        self.assertEqual(browser.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b"{}")
 
     def test_reading_keeps_it_alive_up_to_its_lifetime(self) -> None:
         browser = self.browser(idle_timeout_s=600, lifetime_s=3600)
         browser.ask("POST", "/set/a/1")
         for _ in range(11):
             self.clock.advance(300)
-            self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+            self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
         self.clock.advance(299)
-        self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
         self.clock.advance(1)
-        self.assertEqual(browser.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b"{}")
 
     def test_past_its_lifetime_the_store_is_not_even_asked(self) -> None:
         browser = self.browser(idle_timeout_s=600, lifetime_s=600)
@@ -250,9 +250,9 @@ class LifeTests(Case):
         self.clock.advance(100)
         browser.ask("POST", "/login")
         self.clock.advance(500)
-        self.assertEqual(browser.get("/show"), b'{"a":"1","b":"2","user":"bob"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1","b":"2","user":"bob"}')
         self.clock.advance(100)
-        self.assertEqual(browser.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b"{}")
 
 
 class RotationTests(Case):
@@ -262,14 +262,14 @@ class RotationTests(Case):
         thief.cookies = dict(browser.cookies)
         self.assertNotEqual(browser.ask("POST", "/login").body, before)
         self.assertEqual(len(browser.set_cookies), 1)
-        self.assertEqual(browser.get("/show"), b'{"a":"1","user":"bob"}')
-        self.assertEqual(thief.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b'{"a":"1","user":"bob"}')
+        self.assertEqual(thief.get("/show").body, b"{}")
         self.assertEqual(len(self.store), 1)
 
     def test_a_login_without_a_session_begins_one(self) -> None:
         browser = self.browser()
         browser.ask("POST", "/login")
-        self.assertEqual(browser.get("/show"), b'{"user":"bob"}')
+        self.assertEqual(browser.get("/show").body, b'{"user":"bob"}')
 
     def test_a_rotation_alone_keeps_the_values(self) -> None:
         @self.app.post("/rotate")
@@ -283,7 +283,7 @@ class RotationTests(Case):
         before = dict(browser.cookies)
         browser.ask("POST", "/rotate")
         self.assertNotEqual(browser.cookies, before)
-        self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
 
     def test_a_rotation_of_nothing_issues_nothing(self) -> None:
         @self.app.post("/rotate")
@@ -301,7 +301,7 @@ class RotationTests(Case):
         browser.ask("POST", "/logout")
         self.assertEqual(browser.cookies, {})
         self.assertRegex(browser.set_cookies[0], r"^__Host-session=;.*Max-Age=0;.*Secure")
-        self.assertEqual(other.get("/show"), b"{}")
+        self.assertEqual(other.get("/show").body, b"{}")
         self.assertEqual(len(self.store), 0)
 
     def test_a_logout_without_a_session_does_nothing(self) -> None:
@@ -324,7 +324,7 @@ class RotationTests(Case):
         assert isinstance(before, bytes)
         self.assertTrue(answer.startswith(b"[true,"))
         self.assertNotIn(before, answer)
-        self.assertEqual(browser.get("/show"), b'{"flash":"bye"}')
+        self.assertEqual(browser.get("/show").body, b'{"flash":"bye"}')
         self.assertEqual(len(self.store), 1)
 
 
@@ -355,7 +355,7 @@ class ConcurrencyTests(Case):
         self.open("one")
         self.successResultOf(one)
         self.successResultOf(two)
-        self.assertEqual(browser.get("/show"), b'{"a":"2","two":"slow","one":"slow"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"2","two":"slow","one":"slow"}')
 
     def test_a_request_that_outlasts_a_logout_does_not_bring_the_session_back(self) -> None:
         browser = self.browser()
@@ -367,7 +367,7 @@ class ConcurrencyTests(Case):
         self.assertEqual(self.successResultOf(answer).status, 204)
         self.assertEqual((browser.cookies, len(self.store)), ({}, 0))
         browser.cookies = before
-        self.assertEqual(browser.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b"{}")
 
     def test_a_request_that_outlasts_a_login_leaves_the_new_cookie_alone(self) -> None:
         browser = self.browser()
@@ -378,7 +378,7 @@ class ConcurrencyTests(Case):
         self.open("one")
         self.successResultOf(answer)
         self.assertEqual(browser.cookies, after)
-        self.assertEqual(browser.get("/show"), b'{"a":"1","user":"bob"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1","user":"bob"}')
 
 
 class HandlerTests(Case):
@@ -415,7 +415,7 @@ class HandlerTests(Case):
         self.assertIs(seen[0], seen[1])
 
     def test_a_server_without_sessions_says_so(self) -> None:
-        browser = Browser(self, None)
+        browser = Browser(self.app, None)
         self.assertEqual(browser.ask("GET", "/show").status, 500)
         self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 1)
 
@@ -427,7 +427,7 @@ class HandlerTests(Case):
         browser = self.browser()
         browser.ask("POST", "/add")
         browser.ask("POST", "/add")
-        self.assertEqual(browser.get("/show"), b'{"cart":[{"n":1},{"n":1}]}')
+        self.assertEqual(browser.get("/show").body, b'{"cart":[{"n":1},{"n":1}]}')
 
     def test_what_has_not_changed_is_not_written(self) -> None:
         @self.app.post("/same")
@@ -456,9 +456,9 @@ class HandlerTests(Case):
         browser.ask("POST", "/set/a/1")
         browser.ask("POST", "/set/b/2")
         self.assertEqual(browser.ask("POST", "/pop").body, b"1")
-        self.assertEqual(browser.get("/show"), b'{"b":"2"}')
+        self.assertEqual(browser.get("/show").body, b'{"b":"2"}')
         browser.ask("POST", "/clear")
-        self.assertEqual(browser.get("/show"), b"{}")
+        self.assertEqual(browser.get("/show").body, b"{}")
         self.assertEqual(len(self.store), 0)
 
     def test_an_answer_with_an_error_of_the_clients_saves_and_a_5xx_does_not(self) -> None:
@@ -469,9 +469,9 @@ class HandlerTests(Case):
 
         browser = self.browser()
         browser.ask("POST", "/fails/403")
-        self.assertEqual(browser.get("/show"), b'{"status":403}')
+        self.assertEqual(browser.get("/show").body, b'{"status":403}')
         browser.ask("POST", "/fails/500")
-        self.assertEqual(browser.get("/show"), b'{"status":403}')
+        self.assertEqual(browser.get("/show").body, b'{"status":403}')
 
     def test_after_the_answer_nothing_can_be_changed(self) -> None:
         kept: list[Session] = []
@@ -530,7 +530,7 @@ class HandlerTests(Case):
 
         browser = self.browser()
         browser.ask("POST", "/set/a/1")
-        answer: Any = self.successResultOf(browser.send("GET", "/upgrade"))
+        answer: Any = self.app.handle(browser.make("GET", "/upgrade"))
         self.assertEqual(answer.protocol, {"a": "1"})
 
 
@@ -543,7 +543,7 @@ class UnavailableTests(Case):
         self.assertEqual((answer.status, answer.headers["retry-after"]), (503, "2"))
         self.assertEqual(browser.set_cookies, [])
         self.store.is_down = False
-        self.assertEqual(browser.get("/show"), b'{"a":"1"}')
+        self.assertEqual(browser.get("/show").body, b'{"a":"1"}')
 
     def test_a_session_that_cannot_be_saved_is_a_503_without_a_cookie(self) -> None:
         browser = self.browser()
@@ -554,7 +554,7 @@ class UnavailableTests(Case):
 
     def test_who_has_no_session_and_wants_none_is_served(self) -> None:
         self.store.is_down = True
-        self.assertEqual(self.browser().get("/show"), b"{}")
+        self.assertEqual(self.browser().get("/show").body, b"{}")
 
 
 class SessionTests(SynchronousTestCase):

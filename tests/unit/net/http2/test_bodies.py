@@ -18,6 +18,7 @@ from pelotontx.net.http import BodyWriter, HTTPLimits, Request, Response
 from pelotontx.net.sendfile import FileSlice
 from pelotontx.wire.http import RefusedRequest
 from tests.support.http2_peer import HTTP2Case, HTTP2Peer, request_pairs
+from tests.support.logs import logged
 
 KIB = 1024
 MIB = 1024 * KIB
