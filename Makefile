@@ -39,6 +39,7 @@ debian:
 
 test: debian $(VENV)/.tests
 	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/integration
+	$(BIN)/trial tests.unit.web.test_garbage
 	$(MAKE) --no-print-directory test-reactors
 	node --test clients/js/test/*.test.js
 

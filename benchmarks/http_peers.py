@@ -96,9 +96,8 @@ def nginx_configuration(home: str, port: int, folder: str, *, cached: bool) -> s
 
 def ours() -> Any:
     """Our application: what a user would write."""
-    from pelotontx.web.files import Files
-
     from pelotontx.web import App, Response
+    from pelotontx.web.files import Files
 
     app = App()
     for number in range(SECTIONS):

@@ -219,7 +219,8 @@ class ThreadedFunctionTests(CalleeCase):
         self.assertEqual((here.limits, threaded.limits), ([5, 4], [2]))
         self.gate.open()
         self.clock.until(lambda: len(threaded.results) == 2)
-        self.assertEqual(threaded.limits, [2, 2])
+        # Asked for again once: when one thread was free, or both.
+        self.assertIn(threaded.limits, ([2, 1], [2, 2]))
 
     def test_no_more_than_concurrency_are_taken_however_many_threads_there_are(self) -> None:
         self.start(concurrency=1, threads=8)
