@@ -210,6 +210,8 @@ def build_reloading(
     drain_s = min(config.server.drain_timeout_s, DRAIN_S)
     config = replace(config, server=replace(config.server, drain_timeout_s=drain_s))
     reloader = Reloader(reactor, folder=os.getcwd(), files=files)
+    # Python takes compiled code for that of a file which has changed within the same second.
+    sys.dont_write_bytecode = True
     try:
         server = build(config, reactor=reactor, **hooks)
     except Exception as error:  # the user's code
