@@ -50,7 +50,7 @@ from pelotontx.services.watch import (
     watch_metrics,
 )
 from pelotontx.services.web import application, for_hosts, request_class
-from pelotontx.web.app import App
+from pelotontx.web import App
 from pelotontx.web.mount import Host
 from pelotontx.web.uploads import DiskSink
 
@@ -129,21 +129,7 @@ class _Builder:
             wheel=self.wheel,
             proxies=self.request_class.proxies,
         )
-        self.watched = Watched(
-            endpoint=self.endpoint,
-            hub=self.hub,
-            broker=self.brokers.main,
-            events_broker=self.brokers.events,
-            admission=self.admission,
-            http=self.fronts,
-            listeners=self.listeners,
-            access_log=self.access_log,
-            websockets=self.websockets,
-            stalls=StallMonitor(reactor),
-        )
-        valkey = self.brokers.valkey
-        if valkey is not None:
-            self.watched.processes["broker", "valkey"] = lambda: [valkey.state()]
+        self.watched = self._watched()
         self.callees = Callees(
             reactor, config, brokers=self.brokers, health=self.health, watched=self.watched
         )
@@ -217,6 +203,24 @@ class _Builder:
         return self.listeners.stop(ports)
 
     # Parts
+
+    def _watched(self) -> Watched:
+        watched = Watched(
+            endpoint=self.endpoint,
+            hub=self.hub,
+            broker=self.brokers.main,
+            events_broker=self.brokers.events,
+            admission=self.admission,
+            http=self.fronts,
+            listeners=self.listeners,
+            access_log=self.access_log,
+            websockets=self.websockets,
+            stalls=StallMonitor(self.reactor),
+        )
+        valkey = self.brokers.valkey
+        if valkey is not None:
+            watched.processes["broker", "valkey"] = lambda: [valkey.state()]
+        return watched
 
     def _access_log(self) -> AccessLog | None:
         config = self.config.access_log

@@ -31,7 +31,7 @@ from pelotontx.flow import Tasks, later
 from pelotontx.net.inherited import keep_open
 from pelotontx.services.build import build
 from pelotontx.services.phases import Phase, Server
-from pelotontx.web.app import App, Request, Response
+from pelotontx.web import App, Request, Response
 from pelotontx.wire.http import METHODS
 
 #: How often files are looked at: soon enough for whoever has just saved one.

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from pelotontx.config import Config, MountConfig, load_kind, load_object
 from pelotontx.config.reading import MOUNT_KINDS
 from pelotontx.errors import ConfigError
-from pelotontx.web.app import App
+from pelotontx.web import App
 from pelotontx.web.files import Files
 from pelotontx.web.mount import ASGI, WSGI, Host, Mounted, TwistedWeb
 

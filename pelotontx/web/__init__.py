@@ -1,7 +1,7 @@
 """What a user's HTTP code sees; import from here."""
 
 from pelotontx.net.http import BodyWriter, Headers, Response, Upgrade
-from pelotontx.web.app import App, Mountable
+from pelotontx.web.app import App
 from pelotontx.web.compress import Compress
 from pelotontx.web.errors import HTTPError, error_page
 from pelotontx.web.files import Files, send_file
@@ -18,6 +18,7 @@ from pelotontx.web.responses import (
     text,
 )
 from pelotontx.web.session import Session, Sessions
+from pelotontx.web.tree import Mountable
 from pelotontx.web.uploads import Upload
 
 __all__ = [

@@ -31,14 +31,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from pelotontx.net.http import BodyWriter, Headers, Response, Upgrade
+from pelotontx.net.http import Response, Upgrade
 from pelotontx.web.coroutines import begin
 from pelotontx.web.errors import HTTPError, error_page, log_failure
 from pelotontx.web.hooks import Steps, amended, collect, is_left, settled
 from pelotontx.web.request import Request
-from pelotontx.web.responses import html, json, not_found, redirect, respond, text
+from pelotontx.web.responses import respond
 from pelotontx.web.routes import Tables, Target, tables
-from pelotontx.web.tree import Chain, Mountable, RouteTree
+from pelotontx.web.tree import Chain, RouteTree
 from pelotontx.wire.http import RefusedRequest
 
 Answer = Response | Upgrade
@@ -202,19 +202,4 @@ async def _collected(
     return await settled(handler(request, *captures, **named))
 
 
-__all__ = [
-    "App",
-    "BodyWriter",
-    "HTTPError",
-    "Headers",
-    "Mountable",
-    "Request",
-    "Response",
-    "Upgrade",
-    "html",
-    "json",
-    "not_found",
-    "redirect",
-    "respond",
-    "text",
-]
+__all__ = ["App"]

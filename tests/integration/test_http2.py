@@ -333,7 +333,7 @@ path = "access.log"
 """
 
 MOUNTED = """
-from pelotontx.web.app import App, html
+from pelotontx.web import App, html
 from twisted.web.resource import Resource
 
 app = App()
@@ -401,7 +401,7 @@ socket.onerror = () => { shown.textContent = "refused"; };
 </script>"""
 
 APPLICATION = f"""
-from pelotontx.web.app import App, html
+from pelotontx.web import App, html
 app = App()
 PAGE = {PAGE!r}
 app.get("^/page$")(lambda request: html(PAGE))

@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 
 from pelotontx.net.http import BodyWriter, HTTPLimits, Response, Upgrade
 from pelotontx.net.http.body import HIGH_BYTES
-from pelotontx.web.app import Request
+from pelotontx.web import Request
 from tests.support.conversation import LIMIT_S, Conversation, certificate
 from tests.support.hostile_http import CLEAR, HOSTILE
 from tests.support.http_site import Site, get, serving

@@ -28,7 +28,7 @@ from pelotontx.flow import Stream, timeout
 from pelotontx.net.http import HTTPFactory
 from pelotontx.net.http.client import AnswerTooLong, fetch, http_client
 from pelotontx.net.wheel import Wheel
-from pelotontx.web.app import App, Request, Response
+from pelotontx.web import App, Request, Response
 from tests.support.conversation import certificate
 from tests.support.http_site import served
 from tests.support.programs import Program

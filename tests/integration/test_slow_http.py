@@ -245,7 +245,7 @@ def read_slowly(site: SlowSite, port: int, path: str, *fields: str, rate: int) -
         over_s = time.monotonic() + READING_S
         while time.monotonic() < over_s:
             read += len(own.recv(rate // 10))
-            time.sleep(0.1)
+            time.sleep(0.1)  # it is the reader that is slow
         with suppress(TimeoutError):
             own.settimeout(1)
             while data := own.recv(65536):

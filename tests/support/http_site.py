@@ -12,7 +12,7 @@ from twisted.internet.protocol import Factory
 from pelotontx.net.http import HTTPFactory, HTTPLimits
 from pelotontx.net.tcp import connect, listen
 from pelotontx.net.wheel import Wheel
-from pelotontx.web.app import App, Request
+from pelotontx.web import App, Request
 from tests.support.conversation import Conversation
 
 

@@ -15,7 +15,7 @@ TIMEOUT_S = 20.0
 
 #: What an application shows of a request: who sends it, over what, and with which certificate.
 APPLICATION = """
-from pelotontx.web.app import App, html
+from pelotontx.web import App, html
 
 app = App()
 

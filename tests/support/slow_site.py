@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
 
-class HonestClient(threading.Thread):
+class HonestClient(threading.Thread, ABC):
     """Asks for one thing after the other, all the time, over a connection that it keeps.
 
     Attributes:
@@ -271,13 +272,13 @@ class HonestClient(threading.Thread):
         self.outcome = Outcome()
         self._is_over = threading.Event()
 
+    @abstractmethod
     def ask(self) -> bool:
         """One request; whether it was answered as it should be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Ends the connection."""
-        raise NotImplementedError
 
     def run(self) -> None:
         outcome = self.outcome

@@ -9,6 +9,7 @@ the body of its own request. Until then it can still be refused, or fail, with a
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from inspect import iscoroutine
 from typing import Any, Protocol, cast
@@ -97,25 +98,25 @@ class AnsweringConnection(TimedConnection):
         """See `Channel`."""
         return self._gone
 
+    @abstractmethod
     def _finish(self) -> None:
         """The last byte of an answer was written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _settle(self) -> None:
         """An answer is about to be made that does not read its request's body any further."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _awaits_body(self) -> bool:
         """Whether somebody is waiting for more of the request's body."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _refuse(self, status: int, reason: str) -> None:
         """Answers with an error, and ends the connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _hand_over(self, request: Request, protocol: Any) -> None:
         """The answer is another protocol."""
-        raise NotImplementedError
 
     def _start(self, request: Request, result: Any, began_s: float) -> None:
         """Answers with anything but a small `Response`: waits, streams, or hands over."""

@@ -6,6 +6,7 @@ request that comes and goes in time costs it two attribute stores.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import inf
 from typing import Any
 from typing import Protocol as Interface
@@ -42,7 +43,7 @@ class Owner(Interface):
         """The time in seconds."""
 
 
-class TimedConnection(Protocol):
+class TimedConnection(Protocol, ABC):
     """A connection that is in one of five phases, and not too long in any.
 
     A subclass keeps the attributes true, and says in `expire` what lateness means.
@@ -69,9 +70,9 @@ class TimedConnection(Protocol):
     _to_be_taken = 0  # of `written`: where the peer must be, to be given more time
     _taking_s: float | None = None  # since when
 
+    @abstractmethod
     def expire(self) -> None:
         """The phase has lasted too long."""
-        raise NotImplementedError
 
     def abort(self) -> None:
         """Ends the connection, whatever is going on."""

@@ -10,6 +10,7 @@ cannot be stopped otherwise. If what is left is announced and short, it is read 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, cast
 
 from pelotontx.errors import LocalProtocolError
@@ -32,9 +33,9 @@ class ReceivingConnection(AnsweringConnection):
     _is_expecting = False  # the peer waits for 100 (Continue)
     _is_cut = False  # there will be no more of it, though the peer may be sending
 
+    @abstractmethod
     def _close(self, *, gently: bool = False) -> None:
         """Ends the connection once all is written."""
-        raise NotImplementedError
 
     def _hold(self, data: bytes) -> None:
         """Keeps input until the present answer is made, or read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -197,7 +198,7 @@ def _hand_on_errors(connection: RedisConnection) -> None:
     connection.on_error = lambda error: error
 
 
-class _Place:
+class _Place(ABC):
     """The `Locator` of something in a cluster."""
 
     def __init__(self, topology: Topology, login: RedisAddress) -> None:
@@ -211,9 +212,9 @@ class _Place:
         return None if self._at is None else (self._at.host, self._at.port)
 
     @property
+    @abstractmethod
     def is_right(self) -> bool:
         """Whether the newest slot map agrees with that."""
-        raise NotImplementedError
 
     async def locate(self) -> RedisAddress:
         """See `Locator`."""
@@ -225,8 +226,9 @@ class _Place:
             raise BrokerUnavailable(f"{self} is not known")
         return self._at
 
+    @abstractmethod
     def _find(self) -> RedisAddress | None:
-        raise NotImplementedError
+        """Where it is by the newest slot map; None: nobody knows."""
 
     def refused(self, error: str) -> None:
         """See `Locator`."""

@@ -10,8 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from pelotontx.net.http import Response
 from pelotontx.net.http.body import RequestBody
-from pelotontx.web import csrf
-from pelotontx.web.app import App, Request, html
+from pelotontx.web import App, Request, csrf, html
 from pelotontx.web.uploads import DiskSink
 from tests.unit.web.session_case import Browser, SessionCase, request
 
