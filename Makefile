@@ -71,6 +71,7 @@ slow: debian $(VENV)/.tests
 
 bench: debian $(VENV)/.tests
 	$(BIN)/python benchmarks/http_server.py
+	$(BIN)/python benchmarks/http_memory.py
 	$(BIN)/python benchmarks/rpc.py
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/gateway.py

@@ -77,6 +77,15 @@ def test_http_server_asks_every_server_for_the_same(tmp_path: Path) -> None:
         assert all(figures["rate"][0] > 0 for figures in servers.values())
 
 
+def test_http_memory_measures_without_sockets(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    done = run("http_memory.py", "--quick", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(path.read_text())["us"]
+    assert set(figures) == {"one", "pipelined", "alternating", "long heads"}
+    assert all(us > 0 for us in figures.values())
+
+
 def test_upload_measures_memory_and_stalls(tmp_path: Path) -> None:
     path = tmp_path / "upload.json"
     peers = ("--without", "starlette", "--without", "twisted.web")

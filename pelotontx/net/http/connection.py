@@ -202,7 +202,7 @@ class HTTPConnection(ReceivingConnection):
     def _read_head(self, head: bytes) -> Request:
         """A request, without its body."""
         owner = self.owner
-        if head == self._last_head:  # asked again: 0.3 us of 2.3 saved, in memory
+        if head == self._last_head:  # asked again: saves 0.3 us of 2.3 (benchmarks/http_memory.py)
             self._requests += 1
             self._keep = self._framing.keep_alive and self._requests < owner.last_request
             return owner.request_class(self, *self._last_parts, self._framing, head)
